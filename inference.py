@@ -1,0 +1,52 @@
+"""Generate videos: `python inference.py CONFIG.yaml [key=value ...]`, or under torchrun by `inference.sh`.
+
+Prompts are shared out over torchrun's processes. Each video is written with a JSON record and,
+with retrieval, a plot of what was retrieved.
+"""
+
+from pipeline.config import RunConfig, parse_command_line
+from pipeline.prompts import Prompt, read_prompts
+from utils.errors import run
+from utils.files import require_writable
+from utils.processes import rank, share
+from utils.progress import Progress
+
+
+def main() -> None:
+    config = parse_command_line(__doc__)
+    prompts = [Prompt(0, config.prompt)] if config.prompt else read_prompts(config.data_path, config.inference_iter)
+    generate(config, prompts)
+
+
+def generate(config: RunConfig, prompts: list[Prompt]) -> None:
+    """Make this process's share of the videos, except finished ones."""
+    from pipeline import build  # slow to import (torch, diffusers, transformers): only after the arguments are right
+    from pipeline.outputs import Digests, file_names, save_videos
+    from pipeline.pipeline import Sample, load
+
+    build.check(config)
+    folder = require_writable(config.output_folder, need_bytes=1 << 24)
+    names = file_names(prompts, config.save_with_index)
+    samples = [Sample(prompt.text, prompt.index, n) for prompt in prompts for n in range(config.num_samples)]
+    paths = {sample: folder / f"{names[sample.index]}-{sample.number}.mp4" for sample in samples}
+    missing = [sample for sample in samples if not (config.skip_existing and paths[sample].exists())]
+    todo = share(missing)
+    blocks, block_frames = config.num_output_frames // config.num_frame_per_block, 4 * config.num_frame_per_block
+    progress = Progress(len(todo), blocks, block_frames, quiet=rank() > 0)
+    progress.say(f"{len(samples)} videos to {folder}, {len(samples) - len(missing)} of them finished already")
+    if not todo:
+        return
+    progress.say(build.describe(config))
+    pipeline = load(config, prompts=[sample.prompt for sample in todo])
+    weights = Digests(build.weight_files(config))
+    for start in range(0, len(todo), config.batch_size):
+        batch = todo[start : start + config.batch_size]
+        progress.begin(paths[batch[0]].name, len(batch))
+        save_videos(pipeline, batch, [paths[sample] for sample in batch], weights, progress.step)
+        progress.end()
+    progress.close()
+    progress.say(f"done: {', '.join(str(paths[sample]) for sample in todo[:3])}{', ...' if len(todo) > 3 else ''}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,52 @@
+"""Where a generation's noise comes from."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+
+class NoiseSource(Protocol):
+    def draw(self, block: int, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Noise [B, F, C, H, W] on the CPU in float32 for a block; step 0 starts it, step i > 0 follows step i."""
+
+
+class SeededNoise:
+    """Noise that depends on (seed, prompt index, sample index, block, step) and on nothing else.
+
+    Batch, process, device, skipped samples and resumption leave it as it is: it is drawn on the
+    CPU, each piece from a generator of its own.
+
+    Args:
+        seed: the run's seed.
+        samples: (prompt index, sample index) of each sample of the batch.
+    """
+
+    def __init__(self, seed: int, samples: Sequence[tuple[int, int]]) -> None:
+        self.seed, self.samples = seed, list(samples)
+
+    def draw(self, block: int, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        pieces = []
+        for prompt, sample in self.samples:
+            name = f"{self.seed}/{prompt}/{sample}/{block}/{step}"
+            key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+            pieces.append(torch.randn(shape[1:], generator=torch.Generator().manual_seed(key)))
+        return torch.stack(pieces)
+
+
+class RecordedNoise:
+    """Noise of a recorded generation.
+
+    Args:
+        noise: [B, frames, C, H, W], what each block starts from.
+        renoise: [draws, B * F, C, H, W], every later draw in order.
+    """
+
+    def __init__(self, noise: torch.Tensor, renoise: torch.Tensor) -> None:
+        self.noise, self.renoise = noise, iter(renoise)
+
+    def draw(self, block: int, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        if step:
+            return next(self.renoise).reshape(shape)
+        return self.noise[:, block * shape[1] : (block + 1) * shape[1]].reshape(shape)

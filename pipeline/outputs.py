@@ -1,0 +1,176 @@
+"""Finished videos on disk: the mp4, its JSON record, and the plot of what was retrieved."""
+
+import json
+import platform
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from pipeline.config import RunConfig
+from pipeline.decode import decode_stream, to_uint8
+from pipeline.pipeline import Pipeline, Sample
+from pipeline.prompts import Prompt
+from pipeline.rollout import LatentBlock
+from utils.clock import Clock
+from utils.config import to_dict
+from utils.errors import UserError
+from utils.files import sha256, write_json
+from utils.plot import plot_memory
+from utils.video import VideoWriter
+from wan.vae import StreamingDecoder
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft")
+# Settings that say where and how much, not what: a corpus may be moved, extended in videos, or resumed elsewhere.
+PLACES = (
+    "output_folder",
+    "data_path",
+    "model_root",
+    "generator_ckpt",
+    "skip_existing",
+    "max_video_saves",
+    "device",
+    "text_device",
+)
+
+
+def file_names(prompts: Sequence[Prompt], with_index: bool) -> dict[int, str]:
+    """Prompt number -> file name without sample and suffix: the number, or the prompt's own text.
+
+    Texts are cut to 100 characters; where that makes two prompts equal, their numbers are added.
+    """
+    if with_index:
+        return {prompt.index: f"{prompt.index:05d}" for prompt in prompts}
+    texts = {prompt.index: re.sub(r"[^\w ,.'-]", "_", prompt.text)[:100].strip(" .") for prompt in prompts}
+    counts = list(texts.values())
+    return {i: text if counts.count(text) == 1 else f"{text}-{i:05d}" for i, text in texts.items()}
+
+
+def save_videos(
+    pipeline: Pipeline,
+    samples: Sequence[Sample],
+    paths: Sequence[Path],
+    weights: Callable[[], dict],
+    on_block: Callable[[int, Sequence[int]], None],
+) -> None:
+    """Generate one batch of samples and write each one's mp4, JSON and, with retrieval, plot.
+
+    Frames are decoded and written as blocks come. The mp4 takes its name last: once it is there,
+    all of it is.
+
+    Args:
+        weights: gives the names and digests of the weight files, once they are needed.
+        on_block: called with bytes of memory and the first sample's retrieved frames, when a block is written.
+    """
+    config, clock = pipeline.config, Clock(pipeline.device)
+    decoder = StreamingDecoder(pipeline.vae)
+    writers = [VideoWriter(path, (config.width, config.height), config.fps) for path in paths]
+    records: list[list[dict]] = [[] for _ in samples]
+    try:
+        for block in clock.each("generate", pipeline.blocks(samples)):
+            with clock("decode"):
+                frames = to_uint8(decoder(block.latents))
+            with clock("write"):
+                for sample, writer in enumerate(writers):
+                    writer.write(frames[sample])
+                    records[sample].append(record_block(block, sample))
+            on_block(block.memory_bytes, records[0][-1]["retrieved"])
+        for sample, path, writer, blocks in zip(samples, paths, writers, records, strict=True):
+            run = record_run(config, sample, weights(), clock.seconds, writer.frames, blocks)
+            write_json(path.with_suffix(".json"), run)
+            if pipeline.descriptor is not None:
+                plot_memory(path.with_suffix(".memory.png"), blocks, config.num_output_frames, sample.prompt)
+            writer.close()
+    finally:
+        for writer in writers:
+            writer.discard()
+
+
+def save_clip(vae: AutoencoderKLWan, latents: torch.Tensor, path: Path, fps: int) -> None:
+    """Decode one clip's latents [F, C, H, W] to an mp4."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = None
+    for frames in decode_stream(vae, latents.unsqueeze(0).split(1, dim=1)):
+        writer = writer or VideoWriter(path, (frames.shape[3], frames.shape[2]), fps)
+        writer.write(frames[0])
+    writer.close()
+
+
+def check_manifest(path: Path, config: RunConfig, prompts: Sequence[Prompt], weights: dict, write: bool) -> None:
+    """Say in `path` what a corpus is made of, or refuse to add to one made of something else.
+
+    Args:
+        write: whether this process writes the file.
+    """
+    here = {
+        "seed": config.seed,
+        "config": {key: value for key, value in to_dict(config).items() if key not in PLACES},
+        "weights": {role: entry["sha256"] for role, entry in weights.items()},
+        "files": [
+            {"file": f"latent_{position:06d}.pt", "prompt_index": prompt.index, "prompt": prompt.text}
+            for position, prompt in enumerate(prompts)
+        ],
+    }
+    if path.exists():
+        there = json.loads(path.read_text())
+        other = [key for key in here if there.get(key) != here[key]]
+        if other:
+            raise UserError(
+                f"{path} says that this corpus was made with other {', '.join(other)}; "
+                "choose another output_folder, or delete this one"
+            )
+    elif write:
+        write_json(path, here)
+
+
+def record_block(block: LatentBlock, sample: int) -> dict:
+    """What one sample's block attended to and retrieved, as plain data."""
+    plan, selection = block.plan, block.selection
+    return {
+        "start": plan.own[0],
+        "sink": list(plan.sink),
+        "retrieved": list(selection.frames[sample]) if selection else [],
+        "similarities": [round(s, 6) for s in selection.similarities[sample]] if selection else [],
+        "local": list(plan.local),
+        "positions": list(plan.positions),
+        "memory_bytes": block.memory_bytes,
+    }
+
+
+def record_run(
+    config: RunConfig, sample: Sample, weights: dict, seconds: dict[str, float], frames: int, blocks: list[dict]
+) -> dict:
+    """The JSON that is written beside a video; `seconds` are those of its whole batch."""
+    return {
+        "prompt": sample.prompt,
+        "prompt_index": sample.index,
+        "sample": sample.number,
+        "seed": config.seed,
+        "frames": frames,
+        "config": to_dict(config),
+        "weights": weights,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
+        "blocks": blocks,
+    }
+
+
+class Digests:
+    """Name and SHA-256 of the weight files, computed in a thread while the first video is generated."""
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        pool = ThreadPoolExecutor(1)
+        self.futures: dict[str, tuple[Path, Future]] = {}
+        for role, path in files.items():
+            parts = [path] if path.is_file() else sorted(part for part in path.iterdir() if part.is_file())
+            for part in parts:
+                name = role if path.is_file() else f"{role}/{part.name}"
+                self.futures[name] = (part, pool.submit(sha256, part))
+
+    def __call__(self) -> dict[str, dict[str, str]]:
+        """Role -> file and digest; waits for what is not computed yet."""
+        return {name: {"file": str(part), "sha256": future.result()} for name, (part, future) in self.futures.items()}

@@ -1,0 +1,129 @@
+"""Replay a recorded generation and compare: `python -m tests.replay FILE.json [FILE.json ...]`.
+
+A recording is NAME.json (backbone sizes, run settings, weight files beside it, what was retrieved)
+with NAME.safetensors (noise, every re-noising draw, prompt embeddings, latents and, where recorded,
+descriptors and flows). Prints the largest absolute difference of each tensor and whether the
+selections and their order are equal; exits with 1 beyond the recording's tolerance.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from pipeline import build
+from pipeline.config import load_config
+from pipeline.noise import RecordedNoise
+from pipeline.pipeline import Pipeline
+from utils.errors import UserError, run
+from utils.files import require_file
+from wan.params import params_from_dict
+
+DEFAULT_TOLERANCE = 2e-5  # float32 on a CPU
+
+
+def replay(path: Path) -> bool:
+    """Replay one recording and print the comparison; True if everything is within tolerance."""
+    path = require_file(path, "recording", "give the .json of a recorded generation")
+    record = json.loads(path.read_text())
+    expected = load_file(require_file(path.with_suffix(".safetensors"), "recording", "it belongs beside the .json"))
+    # A recording may keep its intermediate tensors in NAME_steps.safetensors, its inputs in NAME.safetensors.
+    inputs = path.with_name(path.stem.removesuffix("_steps") + ".safetensors")
+    noise = load_file(inputs) if "noise" not in expected else expected
+    pipeline = recorded_pipeline(record, path.parent, noise["noise"].shape)
+    produced, selections = generate(pipeline, noise)
+    tolerance = record.get("tolerance", DEFAULT_TOLERANCE)
+    print(f"{path.name}: tolerance {tolerance:g}")
+    passed = True
+    for name in sorted(expected.keys() & produced.keys()):
+        difference = (produced[name].double() - expected[name].double()).abs().max().item()
+        passed &= difference <= tolerance
+        print(
+            f"  {name:<20} max |difference| {difference:.3g}{'' if difference <= tolerance else '  BEYOND TOLERANCE'}"
+        )
+    if ignored := sorted(expected.keys() - produced.keys() - {"noise", "renoise", "prompt_embeds"}):
+        print(f"  not compared: {', '.join(ignored)}")
+    log = record.get("memory_indices_log")
+    if log is not None:
+        wanted = [(entry["query_frame"], entry["selected_global_frames"]) for entry in log]
+        equal = selections == wanted
+        passed &= equal
+        print(f"  {'selections':<20} {len(wanted)} blocks, frames and order {'equal' if equal else 'DIFFERENT'}")
+        for got, want in zip(selections, wanted, strict=False):
+            if got != want:
+                print(f"    recorded block {want[0]}: {want[1]}; here block {got[0]}: {got[1]}")
+    return passed
+
+
+def recorded_pipeline(record: dict, folder: Path, noise_shape: torch.Size) -> Pipeline:
+    """The pipeline that a recording describes, built as any other; it has no text encoder and no VAE."""
+    weights, args = dict(record["weights"]), dict(record["config"]["args"])
+    kwargs = dict(args.pop("model_kwargs"))
+    _, frames, _, height, width = noise_shape
+    ae_ckpt = weights.get("ae_ckpt", kwargs.get("ae_ckpt"))
+    adapter = weights.get("adapter") or record.get("adapter")
+    settings = {
+        **args,
+        "model_kwargs": kwargs | ({"ae_ckpt": str(folder / ae_ckpt)} if ae_ckpt else {}),
+        **{key: str(folder / weights[key]) for key in ("generator_ckpt", "lora_ckpt") if weights.get(key)},
+        **({"adapter": adapter} if adapter else {}),
+        **{"use_ema": bool(weights.get("use_ema")), "device": "cpu", "dtype": "float32"},
+        **{"num_output_frames": frames, "height": height * 8, "width": width * 8},
+    }
+    with tempfile.TemporaryDirectory() as root:  # a model folder that holds the sizes only
+        params = params_from_dict(record["config"]["backbone"], "the recording")
+        (Path(root) / "recorded").mkdir()
+        (Path(root) / "recorded" / "config.json").write_text(json.dumps(params.to_dict()))
+        config = load_config(overrides=settings | {"model_root": root, "model_name": "recorded"})
+        device, dtype = build.placement(config)
+        model = build.build_model(config, device, dtype)
+        descriptor = build.build_descriptor(config, model.params, device)
+    return Pipeline(config, device, model, None, descriptor)
+
+
+def generate(pipeline: Pipeline, recorded: dict[str, torch.Tensor]) -> tuple[dict, list]:
+    """Run the recorded generation; returns its tensors under the recording's names, and the selections."""
+    steps = len(pipeline.config.denoising_step_list)
+    sampler = build.build_sampler(pipeline.config)
+    calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    hook = pipeline.model.register_forward_hook(lambda module, inputs, flow: calls.append((inputs[0], inputs[1], flow)))
+    noise = RecordedNoise(recorded["noise"], recorded["renoise"])
+    blocks = list(pipeline.blocks_of(recorded["prompt_embeds"], noise))
+    hook.remove()
+
+    def joined(forward: int) -> torch.Tensor:
+        return torch.cat([flow for _, _, flow in calls[forward :: steps + 1]], dim=1)
+
+    produced = {
+        "latents": torch.cat([block.latents for block in blocks], dim=1),
+        "last_step_flow": joined(steps - 1),
+        "cache_update_flow": joined(steps),
+        "timesteps_used": torch.stack([t[0].expand(blocks[0].latents.shape[1]) for _, t, _ in calls[: steps + 1]]),
+    }
+    for step, timestep in enumerate(sampler.timesteps):
+        clean = [sampler.schedule.to_clean(flow, x, timestep) for x, _, flow in calls[step :: steps + 1]]
+        produced[f"step{step}_x0"] = torch.cat(clean, dim=1)
+    if pipeline.descriptor is not None:
+        produced["descriptors"] = pipeline.descriptor(produced["latents"])
+        layers = range(pipeline.model.params.num_layers)
+        left = torch.tensor([pipeline.config.layout().evicted(pipeline.config.num_output_frames)])
+        produced |= {f"pool_len.{layer}": left for layer in layers}
+    produced |= {f"merged.{name}": weight for name, weight in pipeline.model.state_dict().items()}
+    selections = [(b.selection.query_frame, [list(row) for row in b.selection.frames]) for b in blocks if b.selection]
+    return produced, selections
+
+
+def main() -> None:
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    if not paths:
+        raise UserError("name at least one recording: python -m tests.replay FILE.json")
+    passed = [replay(path) for path in paths]
+    if not all(passed):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main)

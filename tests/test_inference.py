@@ -1,0 +1,241 @@
+"""The commands, run as a user runs them: what they write, how they resume, what they say to bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+import generate_latent
+import inference
+from tests.miniature import HEIGHT, WIDTH, latentmem, make_family, write_config
+from utils.errors import UserError
+from utils.video import VideoWriter
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("family")
+
+
+@pytest.fixture(scope="module")
+def settings(root):
+    return make_family(root)
+
+
+@pytest.fixture(scope="module")
+def config(root, settings):
+    return write_config(root / "latentmem.yaml", settings | {"model_kwargs": latentmem(root, "ae")})
+
+
+def command(*arguments: object, launcher: str, **environment: str) -> subprocess.Popen:
+    """Start a launcher's command as a user does; the tests' own environment serves as the active one."""
+    environment = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"} | environment
+    return subprocess.Popen(
+        ["bash", ROOT / launcher, *map(str, arguments)],
+        env=os.environ | environment | {"OMP_NUM_THREADS": "1", "PORT": str(20000 + os.getpid() % 20000)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def call(main, monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    main()
+
+
+def test_tinyworld_generates_through_its_launcher(tmp_path):
+    """The shipped weights, through `inference.sh`: a video of the right length, its record and its plot."""
+    run = command(
+        "tinyworld", "latentmem", f"output_folder={tmp_path}", "num_output_frames=24", "inference_iter=1",
+        "model_kwargs.recent_exclude=0", launcher="inference.sh",
+    )  # fmt: skip
+    out, err = run.communicate()
+    assert run.returncode == 0, err
+    assert "block 8/8" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000-0.json", "00000-0.memory.png", "00000-0.mp4"]
+    video = iio.imread(tmp_path / "00000-0.mp4")
+    record = json.loads((tmp_path / "00000-0.json").read_text())
+    assert len(video) == record["frames"] == 1 + 4 * 23
+    assert video.shape[1:] == (record["config"]["height"], record["config"]["width"], 3)
+    assert video.std() > 5
+    assert [block["start"] for block in record["blocks"]] == list(range(0, 24, 3))
+    assert record["blocks"][-1]["retrieved"]
+    assert set(record["seconds"]) == {"generate", "decode", "write"}
+    assert len(record["weights"]["generator_ckpt"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("arguments", [[], ["tinywrold", "native"], ["tinyworld"], ["tinyworld", "memory"]], ids=str)
+def test_a_wrong_choice_prints_the_choices(arguments):
+    run = command(*arguments, launcher="inference.sh")
+    _, err = run.communicate()
+    assert run.returncode == 2
+    assert "causal_forcing | self_forcing | longlive | tinyworld" in err and "native | latentmem" in err
+    assert len(err.splitlines()) == 3
+
+
+def test_two_processes_make_what_one_makes_and_finished_videos_stay(root, config, tmp_path, monkeypatch):
+    one, two = tmp_path / "one", tmp_path / "two"
+    call(inference.main, monkeypatch, config, f"output_folder={one}")
+    script = "source utils/env.sh; use_environment; launch_torchrun inference.py"
+    environment = os.environ | {
+        "VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "NGPU": "2",
+        "OMP_NUM_THREADS": "1", "PORT": str(20001 + os.getpid() % 20000),
+    }  # fmt: skip
+    subprocess.run(["bash", "-c", f"{script} {config} output_folder={two}"], cwd=ROOT, env=environment, check=True)
+    names = {"00000-0", "00002-0", "00003-0"}  # line 1 of the prompt file is blank
+    assert {path.stem for path in two.glob("*.mp4")} == names
+    for name in names:
+        assert (one / f"{name}.mp4").read_bytes() == (two / f"{name}.mp4").read_bytes()
+        blocks = [json.loads((folder / f"{name}.json").read_text())["blocks"] for folder in (one, two)]
+        assert blocks[0] == blocks[1]
+    # Resumed: only what is missing is made, and it is what it was.
+    before = {path: path.stat().st_mtime_ns for path in one.glob("*.mp4")}
+    wanted = (one / "00002-0.mp4").read_bytes()
+    (one / "00002-0.mp4").unlink()
+    call(inference.main, monkeypatch, config, f"output_folder={one}")
+    assert (one / "00002-0.mp4").read_bytes() == wanted
+    assert all(path.stat().st_mtime_ns == before[path] for path in one.glob("0000[03]-0.mp4"))
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished_and_resumes(config, tmp_path, monkeypatch):
+    run = subprocess.Popen(
+        [sys.executable, "inference.py", config, f"output_folder={tmp_path}", "num_output_frames=240"],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    while not list(tmp_path.glob(".*.partial.mp4")) and run.poll() is None:
+        time.sleep(0.05)  # until the first video is being written
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not list(tmp_path.glob("[!.]*"))
+    call(inference.main, monkeypatch, config, f"output_folder={tmp_path}", "inference_iter=1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000-0.json", "00000-0.memory.png", "00000-0.mp4"]
+
+
+def test_a_corpus_is_the_same_for_any_number_of_processes_and_after_an_interruption(config, tmp_path, monkeypatch):
+    one, two = tmp_path / "one", tmp_path / "two"
+    call(generate_latent.main, monkeypatch, config, f"output_folder={one}", "max_video_saves=1")
+    run = command(f"output_folder={two}", launcher="generate_latent.sh", CONFIG=str(config), NGPU="2")
+    _, err = run.communicate()
+    assert run.returncode == 0, err
+    names = [f"latent_{position:06d}.pt" for position in range(3)]
+    assert sorted(path.name for path in one.glob("*.pt")) == sorted(path.name for path in two.glob("*.pt")) == names
+    assert (one / "manifest.json").read_bytes() == (two / "manifest.json").read_bytes()
+    assert [path.name for path in (one / "videos").iterdir()] == ["latent_000000.mp4"]
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    latents = torch.load(one / names[0], weights_only=True)
+    assert latents.shape == (24, 16, HEIGHT // 8, WIDTH // 8) and latents.dtype == torch.bfloat16
+    wanted = (one / names[1]).read_bytes()
+    (one / names[1]).unlink()
+    call(generate_latent.main, monkeypatch, config, f"output_folder={one}")
+    assert (one / names[1]).read_bytes() == wanted
+    with pytest.raises(UserError, match="made with other seed, config"):
+        call(generate_latent.main, monkeypatch, config, f"output_folder={one}", "seed=1")
+
+
+def test_a_corpus_folder_named_datasets_does_not_get_in_the_way(tmp_path):
+    """`datasets` is also a package that other libraries look for; ours may lie in the working directory."""
+    (tmp_path / "datasets").mkdir()
+    script = "from accelerate import Accelerator; Accelerator(); import pipeline.pipeline, ae.train, wan.text_encoder"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+
+
+def test_files_can_be_named_by_their_prompts(config, tmp_path, monkeypatch):
+    call(inference.main, monkeypatch, config, f"output_folder={tmp_path}", "save_with_index=false",
+         "num_samples=2", "inference_iter=1", "batch_size=2", "num_output_frames=3")  # fmt: skip
+    assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["a red house-0.mp4", "a red house-1.mp4"]
+
+
+@pytest.fixture(scope="module")
+def bad(root, settings, tmp_path_factory) -> Path:
+    """A folder of files that cannot be used."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "cut.safetensors").write_bytes(Path(settings["generator_ckpt"]).read_bytes()[:-100])
+    (folder / "foreign.pt").write_bytes(b"not a checkpoint")
+    (folder / "code.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    torch.save({"generator": {"a": torch.zeros(1)}}, folder / "other.pt")
+    torch.save({"generator_ema": {"model.a": torch.zeros(1)}}, folder / "ema.pt")
+    (folder / "blank.txt").write_text("\n \n")
+    (folder / "file").write_text("")
+    return folder
+
+
+# Name -> (overrides, words that the one line must contain); BAD stands for the folder above.
+FAULTS = {
+    "missing checkpoint": (["generator_ckpt=no.pt"], ["no.pt", "does not exist", "README"]),
+    "truncated checkpoint": (["generator_ckpt=BAD/cut.safetensors"], ["BAD/cut.safetensors", "truncated"]),
+    "foreign checkpoint": (["generator_ckpt=BAD/foreign.pt"], ["BAD/foreign.pt"]),
+    "checkpoint of another model": (["generator_ckpt=BAD/other.pt"], ["BAD/other.pt", "missing", "foreign"]),
+    "only EMA weights": (["generator_ckpt=BAD/ema.pt"], ["BAD/ema.pt", "use_ema: true"]),
+    "no EMA weights": (["use_ema=true"], ["no EMA weights"]),
+    "pickle with code": (["generator_ckpt=BAD/code.pt"], ["BAD/code.pt"]),
+    "missing LoRA": (["lora_ckpt=no.pt", "adapter.rank=4"], ["no.pt", "lora_ckpt"]),
+    "LoRA without adapter": (["lora_ckpt=no.pt"], ["adapter.rank"]),
+    "missing AE": (["model_kwargs.ae_ckpt=no.pt"], ["no.pt"]),
+    "AE of another size": (["height=64"], ["miniature_ae.pt"]),
+    "missing prompts": (["data_path=no.txt"], ["no.txt", "prompt="]),
+    "blank prompts": (["data_path=BAD/blank.txt"], ["blank.txt", "no prompts"]),
+    "frame count": (["num_output_frames=25"], ["25", "24 or 27"]),
+    "odd size": (["height=40"], ["height 40", "16"]),
+    "unwritable folder": (["output_folder=BAD/file"], ["BAD/file"]),
+    "unknown setting": (["model_kwargs.memory_siz=3"], ["memory_siz'", "did you mean 'model_kwargs.memory_size'"]),
+    "wrong type": (["seed=red"], ["seed", "red"]),
+    "unknown method": (["model_kwargs.compression_method=max"], ["max", "avg_pool"]),
+    "rising steps": (["denoising_step_list=[500,750]"], ["500"]),
+    "missing model folder": (["model_name=nowhere"], ["nowhere"]),
+    "impossible layout": (["model_kwargs.memory_size=9"], ["memory_size", "at most 4"]),
+    "no GPU": (["device=cuda"], ["cuda"]),
+    "not enough memory": (["num_output_frames=300000000"], ["GB", "num_output_frames"]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_input_is_one_line_before_anything_is_written(fault, config, bad, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    overrides, words = ([text.replace("BAD", str(bad)) for text in texts] for texts in FAULTS[fault])
+    out = tmp_path / "videos"
+    with pytest.raises(UserError) as error:
+        call(inference.main, monkeypatch, config, f"output_folder={out}", *overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_an_error_leaves_the_launcher_as_one_line_and_exit_status_2():
+    run = command("tinyworld", "native", "num_output_frames=10", launcher="inference.sh")
+    _, err = run.communicate()
+    assert run.returncode == 2
+    assert err.splitlines() == ["error: num_output_frames 10 is no multiple of num_frame_per_block 3; try 9 or 12"]
+
+
+def test_a_gpu_that_does_not_exist_is_named():
+    run = command("tinyworld", "native", launcher="inference.sh", GPU="57")
+    _, err = run.communicate()
+    assert run.returncode == 2 and "GPU=57" in err and len(err.splitlines()) == 1
+
+
+def test_a_video_appears_only_when_it_is_whole(tmp_path):
+    writer = VideoWriter(tmp_path / "a.mp4", (32, 16), fps=16)
+    frames = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.full((16, 32, 3), 40, np.uint8)
+    writer.write(frames)
+    assert not (tmp_path / "a.mp4").exists()
+    writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    assert np.abs(iio.imread(tmp_path / "a.mp4").astype(int) - frames).max() <= 8
+    discarded = VideoWriter(tmp_path / "b.mp4", (32, 16), fps=16)
+    discarded.write(frames)
+    discarded.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]

@@ -1,0 +1,195 @@
+"""The engine computes what the reference computes: recorded numbers, held to their stated tolerance."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import UMT5EncoderModel
+
+from pipeline.config import CorpusConfig, RunConfig, load_config
+from pipeline.context import Layout, RetrievedMemory, SlidingWindow
+from pipeline.kv_cache import KVCache
+from pipeline.memory import HostMemory
+from pipeline.sampler import FlowSchedule
+from tests.replay import replay
+from wan.checkpoint import load_generator
+from wan.model import CausalWanModel
+from wan.params import SIZES, WanParams, params_from_dict
+from wan.text_encoder import load_umt5, umt5_config, umt5_tensors
+from wan.vae import StreamingDecoder, encode, load_vae
+
+GOLDENS = Path(__file__).parent / "goldens"
+CONFIGS = [path for path in sorted((GOLDENS / "configs").glob("*.json")) if path.stem.endswith(("native", "latentmem"))]
+ROLLOUTS = sorted(GOLDENS.glob("rollout_*.json"))
+
+
+def golden(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    return json.loads((GOLDENS / f"{name}.json").read_text()), load_file(GOLDENS / f"{name}.safetensors")
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a.double() - b.double()).abs().max().item()
+
+
+@pytest.mark.parametrize("path", ROLLOUTS, ids=lambda path: path.stem)
+def test_whole_generations_replay(path):
+    assert replay(path)
+
+
+def test_a_replay_that_differs_fails(tmp_path):
+    record, tensors = golden("rollout_native")
+    tensors["latents"][0, -1] += 1e-3
+    record["weights"]["generator_ckpt"] = str(GOLDENS / "backbone_weights.safetensors")
+    (tmp_path / "changed.json").write_text(json.dumps(record))
+    save_file(tensors, tmp_path / "changed.safetensors")
+    assert not replay(tmp_path / "changed.json")
+
+
+@pytest.mark.parametrize("method", ["native", "latentmem"])
+def test_forwards_over_one_cache_equal_the_reference(method, tmp_path):
+    record, tensors = golden(f"backbone_forward_{method}")
+    sizes = record["config"]
+    params = params_from_dict(sizes, "golden")
+    (tmp_path / "config.json").write_text(json.dumps(params.to_dict()))
+    model = load_generator(GOLDENS / "backbone_weights.safetensors", "golden", tmp_path)
+    layout = Layout(sizes["local_attn_size"], sizes["sink_size"], sizes["memory_size"])
+    policy = SlidingWindow(layout) if method == "native" else RetrievedMemory(layout)
+    memory = HostMemory() if method == "latentmem" else None
+    height, width = tensors["blk0a.x"].shape[-2:]
+    cache = KVCache(params, policy, height, width, memory=memory)
+    with torch.inference_mode():
+        text = model.encode_text(tensors["context"])
+        for call in record["calls"]:
+            tag = call["tag"]
+            if tag.endswith("a"):  # a block's first forward; the recording counts retrieved frames from the sink on
+                chosen = [[index + layout.sink for index in row] for row in call["memory_indices"] or []]
+                cache.begin(policy.plan(call["start_frame"], chosen))
+            flow = model(tensors[f"{tag}.x"], tensors[f"{tag}.t"], text, cache)
+            assert distance(flow, tensors[f"{tag}.flow"]) < 2e-5, tag
+
+
+@pytest.mark.parametrize("method", ["native", "latentmem"])
+def test_the_cache_attends_to_the_frames_of_the_trace(method):
+    """Values that spell frame and forward show what each forward sees, and which forward it comes from."""
+    trace = json.loads((GOLDENS / f"trace_{method}.json").read_text())
+    kwargs = trace["args"]["model_kwargs"]
+    layout = Layout(
+        kwargs["local_attn_size"], kwargs["sink_size"], kwargs.get("memory_size", 0), kwargs.get("recent_exclude", 0)
+    )
+    policy = SlidingWindow(layout) if method == "native" else RetrievedMemory(layout)
+    params = WanParams(dim=6, num_heads=1, num_layers=1)
+    cache = KVCache(params, policy, 2, 2, memory=HostMemory() if method == "latentmem" else None)
+    for row in trace["rows"]:
+        start = row["block"] * layout.block
+        retrieved = row["attended"][row.get("n_sink", 0) :][: row.get("n_mem", 0)]
+        if row["forward"] == 0:
+            assert set(retrieved) <= set(policy.candidates(start))
+            assert len(retrieved) == min(layout.memory, len(policy.candidates(start)))
+            plan = policy.plan(start, [retrieved] if retrieved else [])
+            cache.begin(plan)
+        assert list(plan.attended()) == row["attended"]
+        assert list(plan.positions) == row["key_rope_t"]
+        assert list(plan.query_positions) == row["query_rope_t"]
+        code = torch.tensor([frame * 10.0 + row["forward"] for frame in plan.own])
+        v = code.view(1, -1, 1, 1).expand(1, -1, 1, 6)
+        _, _, values = cache.join(0, torch.zeros_like(v), torch.zeros_like(v), v)
+        seen = values[0, :, 0, 0].int().tolist()
+        assert [code // 10 for code in seen] == row["attended"]
+        assert [code % 10 for code in seen] == row["kv_from_forward"]
+
+
+def test_noise_schedule_equals_the_reference():
+    _, tensors = golden("scheduler")
+    schedule = FlowSchedule(shift=5.0)
+    assert distance(schedule.timesteps, tensors["timesteps"]) <= 1e-6 * 1000
+    assert distance(schedule.sigmas, tensors["sigmas"]) <= 1e-6
+    steps = torch.tensor(schedule.steps([1000, 750, 500, 250], warp=True))
+    assert distance(steps, tensors["warped_denoising_steps"]) <= 1e-4
+    for i, t in enumerate(tensors["an_t"].tolist()):
+        noisy = schedule.add_noise(tensors["an_x0"][i], tensors["an_noise"][i], t)
+        assert distance(noisy, tensors["an_out"][i]) <= 1e-6
+        clean = schedule.to_clean(tensors["conv_flow"][i], tensors["conv_xt"][i], tensors["conv_t"][i].item())
+        assert distance(clean, tensors["conv_x0"][i]) <= 1e-6
+
+
+def test_vae_encodes_and_decodes_as_the_reference():
+    _, tensors = golden("vae")
+    vae = load_vae(GOLDENS / "vae_weights.safetensors")
+    assert distance(torch.tensor(vae.config.latents_mean), tensors["mean"]) == 0
+    assert distance(torch.tensor(vae.config.latents_std), tensors["std"]) == 0
+    video = tensors["video"].transpose(1, 2)
+    latents = tensors["encoded"].transpose(1, 2) if tensors["encoded"].shape[2] == 16 else tensors["encoded"]
+    found = encode(vae, video)
+    assert distance(found, latents if found.shape == latents.shape else latents.transpose(1, 2)) <= 1e-5
+    assert distance(StreamingDecoder(vae)(tensors["latents"]), tensors["decoded"]) <= 1e-5
+
+
+def test_streamed_decode_equals_decoding_at_once():
+    _, tensors = golden("vae")
+    vae = load_vae(GOLDENS / "vae_weights.safetensors")
+    latents = tensors["latents6"]
+    decoder = StreamingDecoder(vae)
+    streamed = torch.cat([decoder(part) for part in latents.split([1, 3, 2], dim=1)], dim=1)
+    assert distance(streamed, StreamingDecoder(vae)(latents)) == 0
+    assert distance(streamed, tensors["decoded6"]) <= 1e-5
+    assert streamed.shape[1] == 1 + 4 * (latents.shape[1] - 1)
+
+
+def test_text_encoder_equals_the_reference(tmp_path):
+    _, tensors = golden("t5")
+    save_file({k[2:]: v for k, v in tensors.items() if k.startswith("w.")}, tmp_path / "t5.safetensors")
+    model = load_umt5(tmp_path / "t5.safetensors", "cpu", torch.float32)
+    with torch.inference_mode():
+        out = model(tensors["ids"], attention_mask=tensors["mask"]).last_hidden_state
+    assert distance(out, tensors["out"]) <= 1e-5
+
+
+def keys_of(name: str) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(shape) for key, shape in json.loads((GOLDENS / f"{name}_keys.json").read_text())}
+
+
+def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def test_full_size_transformer_has_the_published_keys_and_shapes():
+    with torch.device("meta"):
+        model = CausalWanModel(**SIZES["Wan2.1-T2V-1.3B"].to_dict())
+    assert shapes(model) == keys_of("backbone_1_3b")
+
+
+def test_full_size_text_encoder_takes_the_published_keys_and_shapes():
+    original = {key: torch.empty(shape, device="meta") for key, shape in keys_of("umt5_xxl_encoder").items()}
+    with torch.device("meta"):
+        model = UMT5EncoderModel(umt5_config(original))
+    assert shapes(model) == {key: tuple(value.shape) for key, value in umt5_tensors(original).items()}
+
+
+def test_full_size_vae_takes_the_published_keys_and_shapes():
+    from diffusers import AutoencoderKLWan
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    original = {key: torch.empty(shape, device="meta") for key, shape in keys_of("vae").items()}
+    with torch.device("meta"):
+        vae = AutoencoderKLWan(base_dim=original["encoder.conv1.weight"].shape[0])
+    converted = convert_wan_vae_to_diffusers(original)
+    assert shapes(vae) == {key: tuple(value.shape) for key, value in converted.items()}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_published_settings_load_unchanged(path):
+    import yaml
+
+    published = json.loads(path.read_text())
+    shipped = Path("configs") / f"{path.stem}.yaml"
+    assert yaml.safe_load(shipped.read_text()) == published
+    config = load_config(shipped)
+    assert isinstance(config, RunConfig)
+    assert config.layout().window == published["model_kwargs"]["local_attn_size"]
+
+
+def test_published_corpus_settings_load_unchanged():
+    config = load_config("configs/generate_latent.yaml", schema=CorpusConfig)
+    assert (config.sample_ratio, config.max_video_saves, config.adapter.rank) == (0.1, 2, 256)

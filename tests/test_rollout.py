@@ -1,0 +1,157 @@
+"""Properties of generation: memory matters, batches and noise do not interfere, fast and plain paths agree."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.config import load_config
+from pipeline.memory import HostMemory
+from pipeline.noise import SeededNoise
+from pipeline.pipeline import Pipeline, Sample, load
+from pipeline.retrieval import DESCRIPTORS, SELECTIONS, Retrieval
+from tests.miniature import latentmem, make_family
+
+PROMPTS = ["a red house", "a blue tree at night", "a red tree"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("family")
+
+
+@pytest.fixture(scope="module")
+def settings(root):
+    return make_family(root)
+
+
+def latents(pipeline: Pipeline, *samples: Sample) -> torch.Tensor:
+    return torch.cat([block.latents for block in pipeline.blocks(samples)], dim=1)
+
+
+def with_memory(root, settings, method="avg_pool", **kwargs) -> Pipeline:
+    return load(load_config(overrides=settings | {"model_kwargs": latentmem(root, method) | kwargs}))
+
+
+@pytest.mark.parametrize("method", DESCRIPTORS)
+def test_retrieved_frames_change_the_video(root, settings, method, monkeypatch):
+    pipeline = with_memory(root, settings, method)
+    sample = Sample(PROMPTS[0])
+    remembered = latents(pipeline, sample)
+    first = next(b.selection.query_frame for b in pipeline.blocks([sample]) if b.selection)
+    monkeypatch.setattr(HostMemory, "fetch", lambda self, frames, out: out.zero_())
+    forgotten = latents(pipeline, sample)
+    assert torch.equal(remembered[:, :first], forgotten[:, :first])
+    assert (remembered[:, first:] - forgotten[:, first:]).abs().max() > 1e-3
+
+
+def test_which_frames_are_retrieved_changes_the_video(root, settings):
+    similar = with_memory(root, settings)
+    recent = with_memory(root, settings, selection="recency")
+    sample = Sample(PROMPTS[0])
+    assert [b.selection and b.selection.frames for b in similar.blocks([sample])] != [
+        b.selection and b.selection.frames for b in recent.blocks([sample])
+    ]
+    assert not torch.allclose(latents(similar, sample), latents(recent, sample), atol=1e-3)
+
+
+@pytest.mark.parametrize("kwargs", [{"use_latentmem": False}, {}, {"unused_to_local": True}], ids=str)
+def test_a_batch_of_three_equals_three_singles(root, settings, kwargs):
+    pipeline = with_memory(root, settings, **kwargs)
+    samples = [Sample(prompt, index) for index, prompt in enumerate(PROMPTS)]
+    together = latents(pipeline, *samples)
+    for row, sample in enumerate(samples):
+        torch.testing.assert_close(together[row : row + 1], latents(pipeline, sample), atol=1e-5, rtol=0)
+
+
+def test_other_block_sizes_and_lengths_run(root, settings):
+    pipeline = with_memory(root, settings | {"num_frame_per_block": 2, "num_output_frames": 14}, sink_size=2)
+    blocks = list(pipeline.blocks(PROMPTS[0]))
+    assert [b.plan.own for b in blocks] == [(i, i + 1) for i in range(0, 14, 2)]
+    assert any(b.selection for b in blocks)
+
+
+def test_window_positions_alone_change_native(root, settings):
+    absolute = with_memory(root, settings, use_latentmem=False)
+    window = with_memory(root, settings, use_latentmem=False, window_positions=True)
+    a, b = latents(absolute, Sample(PROMPTS[0])), latents(window, Sample(PROMPTS[0]))
+    assert torch.equal(a[:, :6], b[:, :6]), "until the window is full the positions are the same"
+    # Rotary attention sees differences of positions only, so just the distance to the sink differs.
+    assert not torch.allclose(a[:, -3:], b[:, -3:], atol=1e-5)
+
+
+def test_noise_depends_on_seed_prompt_sample_block_and_step_only():
+    shape = (1, 3, 4, 2, 2)
+    pair = SeededNoise(7, [(3, 0), (5, 1)]).draw(2, 1, (2, *shape[1:]))
+    assert torch.equal(pair[1:], SeededNoise(7, [(5, 1)]).draw(2, 1, shape))
+    others = [SeededNoise(8, [(3, 0)]), SeededNoise(7, [(4, 0)]), SeededNoise(7, [(3, 1)])]
+    assert all(not torch.equal(pair[:1], other.draw(2, 1, shape)) for other in others)
+    assert not torch.equal(pair[:1], SeededNoise(7, [(3, 0)]).draw(3, 1, shape))
+    assert not torch.equal(pair[:1], SeededNoise(7, [(3, 0)]).draw(2, 2, shape))
+
+
+def test_frames_of_the_stream_make_the_whole_video(root, settings):
+    pipeline = with_memory(root, settings)
+    video = pipeline.video(Sample(PROMPTS[0]))
+    assert video.shape == (1 + 4 * (24 - 1), 32, 48, 3)
+    streamed = [frames[0] for frames in pipeline.frames(Sample(PROMPTS[0]))]
+    assert sum(map(len, streamed)) == len(video)
+    assert (streamed[-1] == video[-len(streamed[-1]) :]).all()
+
+
+def test_memory_holds_exactly_the_frames_that_left_the_local_part(root, settings):
+    pipeline = with_memory(root, settings)
+    blocks = list(pipeline.blocks(PROMPTS[0]))
+    held = [block.memory_bytes for block in blocks]
+    assert held[0] == held[1] == 0 and held == sorted(held)
+    frame = 2 * 2 * 6 * 48 * 4  # key and value, layers, tokens, dim, bytes
+    ring = 6  # the local part of 4 frames in whole blocks
+    assert held[-1] == (24 - ring - 1) * frame
+
+
+@pytest.mark.parametrize("rule", SELECTIONS)
+def test_selection_rules_pick_distinct_candidates_in_a_fixed_order(rule):
+    retrieval = Retrieval(lambda latents: latents.flatten(2), SELECTIONS[rule])
+    retrieval.add(torch.randn(2, 20, 1, 2, 2, generator=torch.Generator().manual_seed(0)))
+    first, again = retrieval.select(range(1, 15), 6), retrieval.select(range(1, 15), 6)
+    assert first == again
+    for row in first.frames:
+        assert len(set(row)) == 6 and set(row) <= set(range(1, 15))
+    assert all(len(row) == 2 for row in retrieval.select(range(1, 3), 6).frames)
+
+
+def test_similarity_picks_the_nearest_first_and_breaks_ties_by_age():
+    vectors = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.6, 0.8], [1.0, 0.0]])
+    retrieval = Retrieval(lambda latents: vectors.unsqueeze(0))
+    retrieval.add(torch.empty(0))
+    chosen = retrieval.select(range(0, 4), 3)
+    assert chosen.frames == ((1, 2, 3),)
+    assert chosen.similarities[0] == pytest.approx((1.0, 1.0, 0.6))
+
+
+def test_a_lora_gives_the_same_merged_or_beside_the_weights():
+    import json
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    from pipeline.noise import RecordedNoise
+    from tests.replay import recorded_pipeline
+
+    goldens = Path(__file__).parent / "goldens"
+    tensors = load_file(goldens / "rollout_native_lora.safetensors")
+    record = json.loads((goldens / "rollout_native_lora.json").read_text())
+    produced = []
+    for merge in (True, False):
+        record["weights"]["adapter"] = record["adapter"] | {"merge": merge}
+        pipeline = recorded_pipeline(record, goldens, tensors["noise"].shape)
+        noise = RecordedNoise(tensors["noise"], tensors["renoise"])
+        produced.append(torch.cat([b.latents for b in pipeline.blocks_of(tensors["prompt_embeds"], noise)], dim=1))
+    torch.testing.assert_close(*produced, atol=2e-5, rtol=0)
+    assert (produced[0] - tensors["latents_base_only"]).abs().max() > 1e-3
+
+
+def test_samples_are_told_apart_by_their_numbers(root, settings):
+    pipeline = with_memory(root, settings)
+    one = Sample(PROMPTS[0])
+    assert not torch.equal(latents(pipeline, one), latents(pipeline, replace(one, number=1)))

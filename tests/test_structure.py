@@ -1,0 +1,159 @@
+"""The code keeps its shape: one way for imports, no effects on import, settings typed and forgiving."""
+
+import ast
+import os
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RunConfig, load_config
+from pipeline.prompts import Prompt, read_prompts, sample_prompts
+from utils.config import load_settings
+from utils.errors import UserError
+from utils.files import atomic
+
+ROOT = Path(__file__).parent.parent
+BELOW = {  # package -> what it may import of ours
+    "utils": {"utils"},
+    "wan": {"wan", "utils"},
+    "ae": {"ae", "utils"},
+    "pipeline": {"pipeline", "wan", "ae", "utils"},
+}
+ENTRY_POINTS = {"ae/evaluate.py"}  # run with `python -m`, not imported
+OURS = {*BELOW, "tinyworld", "tests", "inference", "generate_latent", "benchmarks"}
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_imports_point_one_way(package):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        if str(path.relative_to(ROOT)) not in ENTRY_POINTS:
+            assert imports(path) & OURS <= BELOW[package], path
+
+
+def test_the_context_policy_touches_no_tensor():
+    assert imports(ROOT / "pipeline" / "context.py") <= {"collections", "dataclasses", "typing", "utils"}
+
+
+def test_modules_import_without_a_gpu_and_without_effects(tmp_path):
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for package in BELOW
+        for path in sorted((ROOT / package).rglob("*.py"))
+    ]
+    script = (
+        "import sys, importlib, os, torch\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "assert not {'flash_attn', 'wandb', 'torchvision', 'vbench'} & set(sys.modules)\n"
+        "assert not torch.cuda.is_initialized() and not os.listdir()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == ""
+
+
+def test_a_wrong_argument_does_not_wait_for_torch():
+    script = (
+        "import sys, inference\n"
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int = 1
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    steps: list[int] = field(default_factory=lambda: [1])
+    rate: float = 0.1
+    text: str | None = None
+    flag: bool = False
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("rate: 3e-4\ninner: {size: 6}\nold: 1\n")
+    return path
+
+
+def test_settings_are_defaults_then_file_then_command_line(file):
+    typed = ["steps=[3,4]", "text=a: b ${x} [y], 1", "flag=true", "inner.size=2"]
+    settings = load_settings(Outer, file, typed, retired=["old"])
+    assert settings == Outer([3, 4], 3e-4, "a: b ${x} [y], 1", True, Inner(2))
+    with pytest.raises(FrozenInstanceError):
+        settings.rate = 1.0
+
+
+@pytest.mark.parametrize(
+    "typed, words",
+    [
+        ("stesp=[1]", "unknown setting 'stesp' in the command line; did you mean 'steps'?"),
+        ("inner.siez=3", "did you mean 'inner.size'?"),
+        ("size=3", "did you mean 'inner.size'?"),
+        ("rate=fast", "setting 'rate' in the command line"),
+        ("steps=3", "setting 'steps'"),
+        ("inner=3", "in the command line"),
+        ("rate", "not of the form key=value"),
+    ],
+)
+def test_a_wrong_setting_is_named(file, typed, words):
+    with pytest.raises(UserError) as error:
+        load_settings(Outer, file, [typed], retired=["old"])
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "- a list", "a: [", "\xff"])
+def test_a_file_that_is_no_settings_is_named(tmp_path, content):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"x\.yaml"):
+        load_settings(Outer, path)
+
+
+def test_blank_prompt_lines_are_skipped_with_their_numbers_kept(tmp_path):
+    (tmp_path / "p.txt").write_text("\na\n\n b \nc\n")
+    prompts = read_prompts(tmp_path / "p.txt")
+    assert prompts == [Prompt(1, "a"), Prompt(3, "b"), Prompt(4, "c")]
+    assert read_prompts(tmp_path / "p.txt", 2) == prompts[:2]
+
+
+def test_a_share_of_the_prompts_is_drawn_by_seed_in_order():
+    prompts = [Prompt(i, str(i)) for i in range(50)]
+    drawn = sample_prompts(prompts, 0.2, seed=1)
+    assert len(drawn) == 10 and drawn == sorted(drawn, key=lambda prompt: prompt.index)
+    assert drawn == sample_prompts(prompts, 0.2, seed=1) != sample_prompts(prompts, 0.2, seed=2)
+    assert sample_prompts(prompts, 1.0, seed=1) == prompts
+
+
+def test_the_api_takes_a_tree_of_overrides():
+    config = load_config("configs/tinyworld_latentmem.yaml", {"seed": 3, "model_kwargs": {"memory_size": 4}})
+    assert isinstance(config, RunConfig)
+    assert (config.seed, config.model_kwargs.memory_size, config.model_kwargs.recent_exclude) == (3, 4, 5)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic(path) as temporary:
+        temporary.write_text("new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
