@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.bank import BankConfig
 from pipeline.context import Layout
 from utils.config import choose, load_settings, retired_keys
 from utils.errors import UserError
@@ -92,6 +93,7 @@ class RunConfig:
     model_name: str = "Wan2.1-T2V-1.3B"
     model_root: str = "wan_models"
     model_kwargs: ModelKwargs = field(default_factory=ModelKwargs)
+    bank: BankConfig = field(default_factory=BankConfig)
     use_ema: bool = False
     lora_ckpt: str | None = None
     adapter: AdapterConfig | None = None

@@ -138,6 +138,9 @@ def record_block(block: LatentBlock, sample: int) -> dict:
         "local": list(plan.local),
         "positions": list(plan.positions),
         "memory_bytes": block.memory_bytes,
+        "copies": block.copies,
+        "copied_bytes": block.copied_bytes,
+        "dropped": list(block.dropped),
     }
 
 

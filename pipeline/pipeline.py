@@ -12,8 +12,8 @@ from diffusers import AutoencoderKLWan
 from pipeline import build
 from pipeline.config import RunConfig, load_config
 from pipeline.decode import decode_stream
-from pipeline.kv_cache import KVCache
-from pipeline.memory import HostMemory
+from pipeline.kv_cache import KVCache, ring_frames
+from pipeline.memory import build_memory
 from pipeline.noise import NoiseSource, SeededNoise
 from pipeline.retrieval import SELECTIONS, Descriptor, Retrieval
 from pipeline.rollout import LatentBlock, rollout
@@ -65,11 +65,13 @@ class Pipeline:
         config, params = self.config, self.model.params
         frame_shape = build.latent_shape(config, params)
         policy = build.build_policy(config)
-        retrieval, memory = None, None
+        batch, retrieval, memory = len(prompt_embeds), None, None
         if self.descriptor is not None:
             retrieval = Retrieval(self.descriptor, SELECTIONS[config.model_kwargs.selection])
-            memory = HostMemory(pin=self.device.type == "cuda")
-        batch = len(prompt_embeds)
+            tokens = params.tokens_per_frame(*frame_shape[1:])
+            frame = (batch, 2, params.num_layers, tokens, params.num_heads, params.head_dim)
+            leaving = max(config.num_output_frames - ring_frames(policy) - policy.layout.sink, 0)
+            memory = build_memory(config.bank, retrieval, frame, leaving, self.model.dtype, self.device)
         cache = KVCache(params, policy, *frame_shape[1:], batch, memory, self.device, self.model.dtype)
         yield from rollout(
             self.model,

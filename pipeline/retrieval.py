@@ -5,7 +5,7 @@ Two tables hold the choices. `DESCRIPTORS` turn a frame's clean latent into a ve
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -78,30 +78,58 @@ def random(similarities: torch.Tensor, frames: Sequence[int], k: int) -> list[in
 SELECTIONS = {"similarity": most_similar, "recency": most_recent, "uniform": uniform, "random": random}
 
 
-@dataclass
 class Retrieval:
-    """The index of one generation: descriptors of the finished frames, and who is selected among them."""
+    """The index of one generation: descriptors of the finished frames, and who is selected among them.
 
-    descriptor: Descriptor
-    rule: SelectionRule = most_similar
-    descriptors: list[torch.Tensor] = field(default_factory=list)  # a block each, [B, F, D] float32
+    Descriptors sit in rows of one growing table; the rows of dropped frames are used again.
+    """
+
+    def __init__(self, descriptor: Descriptor, rule: SelectionRule = most_similar) -> None:
+        self.descriptor, self.rule = descriptor, rule
+        self.table: torch.Tensor | None = None  # [rows, B, D] float32, each of length 1
+        self.rows: dict[int, int] = {}
+        self.free: list[int] = []
+        self.last = -1  # the last finished frame
 
     def add(self, latents: torch.Tensor) -> None:
         """Index the clean latents [B, F, C, H, W] of the frames that follow the last ones."""
-        self.descriptors.append(self.descriptor(latents))
+        for vector in F.normalize(self.descriptor(latents), dim=-1).unbind(1):
+            self.last += 1
+            if self.table is None:
+                self.table = vector.new_zeros(64, *vector.shape)
+                self.free = list(range(64))[::-1]
+            elif not self.free:
+                self.free = list(range(len(self.table), 2 * len(self.table)))[::-1]
+                self.table = torch.cat([self.table, torch.zeros_like(self.table)])
+            self.rows[self.last] = self.free.pop()
+            self.table[self.rows[self.last]] = vector
 
-    def select(self, candidates: range, k: int) -> Selection:
+    def drop(self, frame: int) -> None:
+        """Forget a frame; it cannot be selected any more."""
+        self.free.append(self.rows.pop(frame))
+
+    def vectors(self, frames: Sequence[int]) -> torch.Tensor:
+        """Normalised descriptors [len(frames), B, D]."""
+        rows = torch.tensor([self.rows[frame] for frame in frames]).to(self.table.device, non_blocking=True)
+        return self.table.index_select(0, rows)
+
+    def select(self, candidates: Sequence[int], k: int) -> Selection:
         """Choose min(k, len(candidates)) of the candidate frames for each sample.
 
-        The query is the descriptor of the last finished frame.
+        The query is the descriptor of the last finished frame; likeness is the cosine, in float32.
         """
-        index = torch.cat(self.descriptors, dim=1)  # [B, frames so far, D]
-        self.descriptors = [index]
-        pool = F.normalize(index[:, candidates.start : candidates.stop], dim=-1)
-        similarities = torch.einsum("b n d, b d -> b n", pool, F.normalize(index[:, -1], dim=-1)).cpu()
+        query = self.table[self.rows[self.last]]
+        similarities = torch.einsum("n b d, b d -> b n", self.vectors(candidates), query).cpu()
         chosen = [self.rule(row, candidates, k) for row in similarities]
         return Selection(
-            query_frame=index.shape[1],
+            query_frame=self.last + 1,
             frames=tuple(tuple(candidates[i] for i in row) for row in chosen),
             similarities=tuple(tuple(similarities[b, row].tolist()) for b, row in enumerate(chosen)),
         )
+
+    def most_alike(self, frames: Sequence[int]) -> tuple[int, int]:
+        """The two of the frames whose descriptors are nearest, on average over the samples."""
+        vectors = self.vectors(frames)
+        similarities = torch.einsum("n b d, m b d -> n m", vectors, vectors).fill_diagonal_(-torch.inf)
+        first, second = divmod(int(similarities.argmax()), len(frames))
+        return frames[first], frames[second]

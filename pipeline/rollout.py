@@ -7,6 +7,7 @@ import torch
 
 from pipeline.context import ContextPlan, ContextPolicy
 from pipeline.kv_cache import KVCache
+from pipeline.memory import Traffic
 from pipeline.noise import NoiseSource
 from pipeline.retrieval import Retrieval, Selection
 from pipeline.sampler import Sampler
@@ -21,13 +22,18 @@ class LatentBlock:
         latents: [B, F, C, H, W]
         plan: what it attended to.
         selection: what was retrieved for it; None where nothing could be.
-        memory_bytes: host memory that holds the frames outside the window.
+        memory_bytes: what the frames outside the window take, in all tiers.
+        copies, copied_bytes: records that moved into, out of and between tiers for this block.
+        dropped: frames that a bounded bank forgot.
     """
 
     latents: torch.Tensor
     plan: ContextPlan
     selection: Selection | None
-    memory_bytes: int
+    memory_bytes: int = 0
+    copies: int = 0
+    copied_bytes: int = 0
+    dropped: tuple[int, ...] = ()
 
 
 @torch.inference_mode()
@@ -60,17 +66,26 @@ def rollout(
     def flow(x: torch.Tensor, timestep: float) -> torch.Tensor:
         return model(x, torch.full((batch, 1), timestep, device=device), text, cache).float()
 
+    def choose(start: int) -> Selection | None:
+        candidates = [frame for frame in policy.candidates(start) if frame in cache] if retrieval else []
+        return retrieval.select(candidates, policy.layout.memory) if candidates else None
+
+    selection = None
     for block, start in enumerate(range(0, frames, size)):
 
         def fresh(step: int, block: int = block) -> torch.Tensor:
             return noise.draw(block, step, shape).to(device)
 
-        candidates = policy.candidates(start)
-        selection = retrieval.select(candidates, policy.layout.memory) if retrieval and candidates else None
         plan = policy.plan(start, selection.frames if selection else ())
         cache.begin(plan)
         latents = sampler(flow, fresh(0), lambda step: fresh(step + 1))
+        chosen = selection
         if retrieval:
             retrieval.add(latents)
+            selection = choose(start + size) if start + size < frames else None
+            if selection:
+                cache.recall(selection.frames)
         model(latents, clean_timestep, text, cache)  # leaves the block's keys and values in the cache
-        yield LatentBlock(latents, plan, selection, cache.memory.nbytes if cache.memory else 0)
+        traffic = cache.memory.take_traffic() if cache.memory else Traffic()
+        held = cache.memory.nbytes if cache.memory else 0
+        yield LatentBlock(latents, plan, chosen, held, traffic.copies, traffic.bytes, tuple(traffic.dropped))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.config import load_config
-from pipeline.memory import HostMemory
+from pipeline.memory import TieredMemory
 from pipeline.noise import SeededNoise
 from pipeline.pipeline import Pipeline, Sample, load
 from pipeline.retrieval import DESCRIPTORS, SELECTIONS, Retrieval
@@ -39,7 +39,7 @@ def test_retrieved_frames_change_the_video(root, settings, method, monkeypatch):
     sample = Sample(PROMPTS[0])
     remembered = latents(pipeline, sample)
     first = next(b.selection.query_frame for b in pipeline.blocks([sample]) if b.selection)
-    monkeypatch.setattr(HostMemory, "fetch", lambda self, frames, out: out.zero_())
+    monkeypatch.setattr(TieredMemory, "fetch", lambda self, frame, sample, out: out.zero_())
     forgotten = latents(pipeline, sample)
     assert torch.equal(remembered[:, :first], forgotten[:, :first])
     assert (remembered[:, first:] - forgotten[:, first:]).abs().max() > 1e-3

@@ -1,0 +1,281 @@
+"""The key/value cache and its memory: every shortcut equals the plain way, budgets hold, faults are named."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from pipeline.bank import EVICTIONS, BankConfig, Full
+from pipeline.codec import STORAGES, Plain, build_codec
+from pipeline.context import Layout, RetrievedMemory, SlidingWindow
+from pipeline.kv_cache import KVCache
+from pipeline.memory import BoundedMemory, DiskTier, RamTier, TieredMemory, build_memory
+from pipeline.retrieval import AvgPool, Retrieval
+from tests.test_context import layouts
+from utils.errors import UserError
+from wan.params import WanParams
+from wan.rope import rope_table, rotate
+
+PARAMS = WanParams(dim=24, num_heads=2, num_layers=2)
+HEIGHT, WIDTH, TOKENS = 4, 2, 2
+FRAME = (2, PARAMS.num_layers, TOKENS, PARAMS.num_heads, PARAMS.head_dim)
+BATCH = 2
+
+
+def tiered(*slots: int, dtype: torch.dtype = torch.float32) -> TieredMemory:
+    tiers = [RamTier(f"tier {i}", count) for i, count in enumerate(slots)]
+    return TieredMemory(tiers, Plain(dtype))
+
+
+def frame_kv(frame: int, batch: int = BATCH) -> torch.Tensor:
+    return torch.randn(1, batch, *FRAME, generator=torch.Generator().manual_seed(frame))
+
+
+class PlainCache:
+    """The oracle: keeps every frame's keys and values, and concatenates what a plan names, anew in every forward."""
+
+    def __init__(self):
+        self.k, self.v = {}, {}  # (layer, frame) -> [B, tokens, heads, head_dim]
+
+    def begin(self, plan):
+        self.plan = plan
+
+    def join(self, layer, q, k, v):
+        plan = self.plan
+        for frame, kf, vf in zip(plan.own, k.split(TOKENS, 1), v.split(TOKENS, 1), strict=True):
+            self.k[layer, frame], self.v[layer, frame] = kf, vf
+        rows = [plan.attended(sample) for sample in range(BATCH)]
+        keys, values = (
+            torch.stack([torch.cat([store[layer, frame][b] for frame in row]) for b, row in enumerate(rows)])
+            for store in (self.k, self.v)
+        )
+        table = rope_table(plan.positions, HEIGHT // 2, WIDTH // 2, PARAMS.head_dim)
+        own = tuple(part[-q.shape[1] :] for part in table)
+        return rotate(q, own), rotate(keys, table), values
+
+
+def attend(q, k, v):
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.booleans().flatmap(lambda memory: layouts(memory=memory)), st.booleans(), st.randoms(use_true_random=False))
+def test_the_cache_equals_the_plain_way_for_any_layout(layout, switch, random):
+    policy = RetrievedMemory(layout, switch) if layout.memory else SlidingWindow(layout, switch)
+    cache = KVCache(PARAMS, policy, HEIGHT, WIDTH, BATCH, tiered(3, 200))
+    plain = PlainCache()
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, 12 * layout.block, layout.block):
+        candidates = list(policy.candidates(start))
+        count = min(layout.memory, len(candidates))
+        retrieved = [random.sample(candidates, count) for _ in range(BATCH)] if count else []
+        if retrieved and random.random() < 0.5:
+            cache.recall(retrieved)  # ahead of time, as the rollout does
+        plan = policy.plan(start, retrieved)
+        for context in (cache, plain):
+            context.begin(plan)
+        for _ in range(2):
+            for layer in range(PARAMS.num_layers):
+                shape = (3, BATCH, layout.block * TOKENS, PARAMS.num_heads, PARAMS.head_dim)
+                q, k, v = torch.randn(shape, generator=generator)
+                torch.testing.assert_close(attend(*cache.join(layer, q, k, v)), attend(*plain.join(layer, q, k, v)))
+
+
+def test_what_stays_selected_is_not_fetched_again():
+    policy = RetrievedMemory(Layout(8, 1, 3, 0))
+    memory = tiered(100)
+    cache = KVCache(PARAMS, policy, HEIGHT, WIDTH, BATCH, memory)
+    for start in range(0, 30, 3):
+        cache.begin(policy.plan(start, [[1, 2, 3], [3, 2, 4]] if start >= 18 else []))
+        for layer in range(PARAMS.num_layers):
+            cache.join(layer, *torch.zeros(3, BATCH, 3 * TOKENS, PARAMS.num_heads, PARAMS.head_dim))
+        if start == 18:
+            before = memory.traffic.copies
+    assert memory.traffic.copies - before == 3 * 3, "in three blocks, only the frames that left the window are copied"
+
+
+@given(st.lists(st.integers(0, 19), max_size=60), st.integers(1, 4), st.integers(0, 4))
+def test_frames_come_back_as_they_were_from_whichever_tier(uses, first, second):
+    memory = tiered(first, second, 20)
+    frames = {frame: frame_kv(frame) for frame in range(20)}
+    for frame, kv in frames.items():
+        memory.put([frame], kv)
+    out = torch.empty(FRAME)
+    for frame in uses:
+        memory.fetch(frame, frame % BATCH, out)
+        assert torch.equal(out, frames[frame][0, frame % BATCH])
+        assert frame in memory.held[0], "a retrieved frame comes up"
+    assert sum(map(len, memory.held)) == 20 and memory.nbytes == 20 * frames[0].nbytes
+    assert all(len(held) <= tier.slots for held, tier in zip(memory.held, memory.tiers, strict=True))
+
+
+def test_the_disk_tier_keeps_frames_and_leaves_no_file(tmp_path):
+    memory = build_memory(
+        BankConfig(host_gb=2.5 * frame_kv(0).nbytes / 1e9, disk_gb=1e-3, disk_folder=str(tmp_path)),
+        Retrieval(AvgPool()), (BATCH, *FRAME), 30,
+    )  # fmt: skip
+    assert [(tier.name, tier.slots) for tier in memory.tiers] == [("host", 2), ("disk", 28)]
+    for frame in range(30):
+        memory.put([frame], frame_kv(frame))
+    assert list(tmp_path.iterdir()) == [], "the file has no name, so a killed run leaves none"
+    out = torch.empty(FRAME)
+    for frame in (0, 29, 7, 0):
+        memory.fetch(frame, 1, out)
+        assert torch.equal(out, frame_kv(frame)[0, 1])
+
+
+def test_a_killed_process_leaves_nothing_on_disk(tmp_path):
+    script = (
+        "import sys, torch\nfrom pipeline.memory import DiskTier\n"
+        f"tier = DiskTier(4, (1, 1000), {str(tmp_path)!r})\ntier.write(0, torch.zeros(1, 1000, dtype=torch.uint8))\n"
+        "print('ready', flush=True); sys.stdin.read()"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).parent.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert run.stdout.readline() == b"ready\n"
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_named_before_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"bank\.disk_folder .* cannot hold"):
+        DiskTier(1 << 20, (1, 1 << 40), str(tmp_path))
+    with pytest.raises(UserError, match="No such file"):
+        DiskTier(1, (1, 10), str(tmp_path / "missing"))
+
+
+def test_a_disk_that_fails_during_the_run_is_an_error_and_no_wrong_frame(tmp_path):
+    tier = DiskTier(2, (1, 1000), str(tmp_path))
+    tier.write(1, torch.ones(1, 1000, dtype=torch.uint8))
+    os.ftruncate(tier.file.fileno(), 500)
+    with pytest.raises(UserError, match="shorter than it was"):
+        tier.read(1)
+
+
+def test_budgets_too_small_for_the_run_are_refused_before_it():
+    size = frame_kv(0).nbytes / 1e9
+    with pytest.raises(UserError, match=r"hold 0 \+ 3 \+ 0 latent frames .* keeps 10"):
+        build_memory(BankConfig(host_gb=3.5 * size), Retrieval(AvgPool()), (BATCH, *FRAME), 10)
+    build_memory(BankConfig(host_gb=3.5 * size, capacity=3), Retrieval(AvgPool()), (BATCH, *FRAME), 10)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stored_numbers_stay_within_the_bound_of_their_type(storage, dtype):
+    kv = frame_kv(3, batch=1)[0, 0].mul(torch.tensor([0.01, 30.0]).view(1, 1, 1, 2, 1)).to(dtype)
+    codec = build_codec(storage, dtype)
+    record = codec.encode(kv)
+    assert record.numel() == codec.record_bytes(kv.shape) and record.dtype == torch.uint8
+    out = torch.empty_like(kv)
+    codec.decode(record, out)
+    largest = kv.float().abs().amax(dim=(-3, -1), keepdim=True)
+    error = (out.float() - kv.float()).abs()
+    own = 2.0**-8 * kv.float().abs() if dtype == torch.bfloat16 else 0.0  # rounding of the model's own type
+    bound = {
+        "same": torch.zeros(()),
+        "bfloat16": 2.0**-8 * kv.float().abs(),
+        "fp8": 2.0**-4 * kv.float().abs() + largest * 2.0**-9 / 448,
+        "int8": largest / 254,
+    }[storage]
+    slack = 0.0 if storage == "same" or (storage == "bfloat16" and dtype == storage) else own
+    assert (error <= bound + slack + 1e-6 * largest).all()
+
+
+def test_zeros_survive_scaled_storage():
+    for storage in ("fp8", "int8"):
+        out = torch.ones(FRAME)
+        codec = build_codec(storage, torch.float32)
+        codec.decode(codec.encode(torch.zeros(FRAME)), out)
+        assert torch.equal(out, torch.zeros(FRAME))
+
+
+class Index:
+    """Stands for the retrieval index: frames 4 and 5 are alike."""
+
+    def __init__(self):
+        self.dropped = []
+
+    def most_alike(self, frames):
+        return (5, 4) if {4, 5} <= set(frames) else (frames[-1], frames[0])
+
+    def drop(self, frame):
+        self.dropped.append(frame)
+
+
+@pytest.mark.parametrize("rule", EVICTIONS)
+def test_a_bounded_bank_holds_its_capacity_and_forgets_the_rest(rule):
+    index = Index()
+    bank = BoundedMemory(tiered(4, 100), 6, EVICTIONS[rule], index)
+    for frame in range(1, 31):
+        bank.put([frame], frame_kv(frame))
+        assert len(bank.held) == min(frame, 6) and all(kept in bank for kept in bank.held)
+    assert sorted([*bank.held, *index.dropped]) == list(range(1, 31))
+    assert not any(frame in bank for frame in index.dropped)
+    assert bank.nbytes == 6 * frame_kv(0).nbytes
+    out = torch.empty(FRAME)
+    for frame in bank.held:
+        bank.fetch(frame, 0, out)
+        assert torch.equal(out, frame_kv(frame)[0, 0])
+
+
+def test_rules_drop_what_they_say():
+    bank = Full(held=[3, 4, 5, 9], new=10, seen=10, most_alike=Index().most_alike)
+    assert EVICTIONS["fifo"](bank) == 3
+    assert EVICTIONS["redundancy"](bank) == 4
+    assert EVICTIONS["reservoir"](bank) in {3, 4, 5, 9, 10}
+
+
+def test_a_reservoir_keeps_every_frame_with_the_same_chance():
+    """200 frames, 50 kept: of each fifth of the past about the same number is left."""
+    kept = []
+    for offset in range(40):
+        held: list[int] = []
+        for seen in range(1, 201):
+            new = offset * 1000 + seen
+            goes = EVICTIONS["reservoir"](Full(held, new, seen, lambda frames: (0, 0))) if len(held) == 50 else None
+            held = [frame for frame in (*held, new) if frame != goes]
+        kept += [frame % 1000 for frame in held]
+    counts = [sum(lo < frame <= lo + 40 for frame in kept) for lo in range(0, 200, 40)]
+    assert sum(counts) == 2000 and min(counts) > 320 and max(counts) < 480
+
+
+def test_dropped_frames_are_never_selected_and_their_rows_are_used_again():
+    index = Retrieval(lambda latents: latents.flatten(2))
+    generator = torch.Generator().manual_seed(0)
+    for block in range(100):
+        index.add(torch.randn(1, 3, 1, 1, 8, generator=generator))
+        for frame in range(max(3 * block - 60, 0), max(3 * block - 57, 0)):
+            index.drop(frame)
+    assert len(index.table) == 64 and len(index.rows) <= 64
+    with pytest.raises(KeyError):
+        index.select([0], 1)
+
+
+def test_a_run_with_bounded_tiers_keeps_its_memory_flat():
+    """After 40 blocks and after 120 it holds the same bytes, in the same buffers."""
+    policy = RetrievedMemory(Layout(8, 1, 3, 0))
+    index = Retrieval(AvgPool())
+    memory = build_memory(BankConfig(capacity=10), index, (1, *FRAME), 1000)
+    cache = KVCache(PARAMS, policy, HEIGHT, WIDTH, 1, memory)
+    counts = []
+    for block in range(120):
+        start = 3 * block
+        candidates = [frame for frame in policy.candidates(start) if frame in cache]
+        chosen = index.select(candidates, 3).frames if candidates else ()
+        cache.begin(policy.plan(start, chosen))
+        for layer in range(PARAMS.num_layers):
+            cache.join(layer, *torch.zeros(3, 1, 3 * TOKENS, PARAMS.num_heads, PARAMS.head_dim))
+        index.add(torch.randn(1, 3, 4, 2, 2))
+        if block in (40, 119):
+            buffers = [len(tier.buffers) for tier in memory.memory.tiers]
+            counts.append((memory.nbytes, buffers, len(memory.held), len(index.rows), len(index.table)))
+    assert counts[0] == counts[1]
