@@ -85,6 +85,8 @@ def build_model(config: RunConfig, device: torch.device, dtype: torch.dtype) -> 
     if config.lora_ckpt:
         add_lora(model, config.lora_ckpt, config.adapter.rank, config.adapter.alpha, config.adapter.merge)
     model.set_attention_backend(config.attention_backend)
+    if config.compile:
+        model.compile_repeated_blocks(dynamic=True)
     return model
 
 

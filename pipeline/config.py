@@ -87,6 +87,7 @@ class RunConfig:
         text_device: where prompts are encoded; auto follows `device`.
         dtype: auto (bfloat16 on a GPU, float32 on a CPU), float32 or bfloat16.
         attention_backend: one of diffusers' attention backends.
+        compile: compile the transformer's blocks (torch.compile): slower to start, faster after.
     """
 
     generator_ckpt: str
@@ -118,6 +119,7 @@ class RunConfig:
     text_device: str = "auto"
     dtype: str = "auto"
     attention_backend: str = "native"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.num_output_frames < 1 or self.num_output_frames % self.num_frame_per_block:

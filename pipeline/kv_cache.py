@@ -120,6 +120,7 @@ class KVCache:
         self.slots = slice(plan.own[0] % len(self.ring), plan.own[0] % len(self.ring) + len(plan.own))
         self.table = tuple(part[self.start : self.stop] for part in table)
 
+    @torch.compiler.disable  # its writes into the buffers are the graph's border
     def join(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

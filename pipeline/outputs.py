@@ -5,6 +5,7 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from pipeline.decode import decode_stream, to_uint8
 from pipeline.pipeline import Pipeline, Sample
 from pipeline.prompts import Prompt
 from pipeline.rollout import LatentBlock
+from utils.background import Background
 from utils.clock import Clock
 from utils.config import to_dict
 from utils.errors import UserError
 from utils.files import sha256, write_json
 from utils.plot import plot_memory
+from utils.streams import SideStream
 from utils.video import VideoWriter
 from wan.vae import StreamingDecoder
 
@@ -59,8 +62,8 @@ def save_videos(
 ) -> None:
     """Generate one batch of samples and write each one's mp4, JSON and, with retrieval, plot.
 
-    Frames are decoded and written as blocks come. The mp4 takes its name last: once it is there,
-    all of it is.
+    A second thread decodes and writes a block's frames while the next one is generated. The mp4
+    takes its name last: once it is there, all of it is.
 
     Args:
         weights: gives the names and digests of the weight files, once they are needed.
@@ -70,15 +73,21 @@ def save_videos(
     decoder = StreamingDecoder(pipeline.vae)
     writers = [VideoWriter(path, (config.width, config.height), config.fps) for path in paths]
     records: list[list[dict]] = [[] for _ in samples]
+    side = SideStream(pipeline.device)
+
+    def decode(block: LatentBlock, ready: AbstractContextManager) -> None:
+        with ready, clock("decode"):
+            frames = to_uint8(decoder(block.latents))
+        with clock("write"):
+            for sample, writer in enumerate(writers):
+                writer.write(frames[sample])
+                records[sample].append(record_block(block, sample))
+        on_block(block.memory_bytes, records[0][-1]["retrieved"])
+
     try:
-        for block in clock.each("generate", pipeline.blocks(samples)):
-            with clock("decode"):
-                frames = to_uint8(decoder(block.latents))
-            with clock("write"):
-                for sample, writer in enumerate(writers):
-                    writer.write(frames[sample])
-                    records[sample].append(record_block(block, sample))
-            on_block(block.memory_bytes, records[0][-1]["retrieved"])
+        with clock("total"), Background() as background:
+            for block in clock.each("generate", pipeline.blocks(samples)):
+                background.do(decode, block, side.after_now())
         for sample, path, writer, blocks in zip(samples, paths, writers, records, strict=True):
             run = record_run(config, sample, weights(), clock.seconds, writer.frames, blocks)
             write_json(path.with_suffix(".json"), run)
@@ -147,7 +156,8 @@ def record_block(block: LatentBlock, sample: int) -> dict:
 def record_run(
     config: RunConfig, sample: Sample, weights: dict, seconds: dict[str, float], frames: int, blocks: list[dict]
 ) -> dict:
-    """The JSON that is written beside a video; `seconds` are those of its whole batch."""
+    """The JSON that is written beside a video; `seconds` are those of its whole batch, where
+    decoding and writing run beside generation."""
     return {
         "prompt": sample.prompt,
         "prompt_index": sample.index,

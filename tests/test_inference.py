@@ -72,7 +72,7 @@ def test_tinyworld_generates_through_its_launcher(tmp_path):
     assert video.std() > 5
     assert [block["start"] for block in record["blocks"]] == list(range(0, 24, 3))
     assert record["blocks"][-1]["retrieved"]
-    assert set(record["seconds"]) == {"generate", "decode", "write"}
+    assert set(record["seconds"]) == {"generate", "decode", "write", "total"}
     assert len(record["weights"]["generator_ckpt"]["sha256"]) == 64
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from benchmarks.plain import PlainCache
 from pipeline.bank import EVICTIONS, BankConfig, Full
 from pipeline.codec import STORAGES, Plain, build_codec
 from pipeline.context import Layout, RetrievedMemory, SlidingWindow
@@ -21,7 +22,6 @@ from pipeline.retrieval import AvgPool, Retrieval
 from tests.test_context import layouts
 from utils.errors import UserError
 from wan.params import WanParams
-from wan.rope import rope_table, rotate
 
 PARAMS = WanParams(dim=24, num_heads=2, num_layers=2)
 HEIGHT, WIDTH, TOKENS = 4, 2, 2
@@ -38,29 +38,6 @@ def frame_kv(frame: int, batch: int = BATCH) -> torch.Tensor:
     return torch.randn(1, batch, *FRAME, generator=torch.Generator().manual_seed(frame))
 
 
-class PlainCache:
-    """The oracle: keeps every frame's keys and values, and concatenates what a plan names, anew in every forward."""
-
-    def __init__(self):
-        self.k, self.v = {}, {}  # (layer, frame) -> [B, tokens, heads, head_dim]
-
-    def begin(self, plan):
-        self.plan = plan
-
-    def join(self, layer, q, k, v):
-        plan = self.plan
-        for frame, kf, vf in zip(plan.own, k.split(TOKENS, 1), v.split(TOKENS, 1), strict=True):
-            self.k[layer, frame], self.v[layer, frame] = kf, vf
-        rows = [plan.attended(sample) for sample in range(BATCH)]
-        keys, values = (
-            torch.stack([torch.cat([store[layer, frame][b] for frame in row]) for b, row in enumerate(rows)])
-            for store in (self.k, self.v)
-        )
-        table = rope_table(plan.positions, HEIGHT // 2, WIDTH // 2, PARAMS.head_dim)
-        own = tuple(part[-q.shape[1] :] for part in table)
-        return rotate(q, own), rotate(keys, table), values
-
-
 def attend(q, k, v):
     return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
 
@@ -70,7 +47,7 @@ def attend(q, k, v):
 def test_the_cache_equals_the_plain_way_for_any_layout(layout, switch, random):
     policy = RetrievedMemory(layout, switch) if layout.memory else SlidingWindow(layout, switch)
     cache = KVCache(PARAMS, policy, HEIGHT, WIDTH, BATCH, tiered(3, 200))
-    plain = PlainCache()
+    plain = PlainCache((HEIGHT // 2, WIDTH // 2))
     generator = torch.Generator().manual_seed(0)
     for start in range(0, 12 * layout.block, layout.block):
         candidates = list(policy.candidates(start))

@@ -23,7 +23,7 @@ class Clock:
         started = time.perf_counter()
         yield
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
         self.seconds[stage] += time.perf_counter() - started
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:

@@ -38,6 +38,7 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts the flow of a block of latent frames; sizes as in `WanParams`."""
 
     _no_split_modules = ["Block"]  # noqa: RUF012 (diffusers' own convention)
+    _repeated_blocks = ["Block"]  # noqa: RUF012 (what `compile_repeated_blocks` compiles, once for all)
 
     @register_to_config
     def __init__(

@@ -43,21 +43,27 @@ SIZES = {
 }
 
 WAN_HEAD_DIM = 128  # every published Wan model; shapes alone do not tell the number of heads
+DIFFUSERS_NAMES = {"num_attention_heads": "num_heads", "in_channels": "in_dim", "out_channels": "out_dim"}
+UNSHAPED = ("num_heads", "text_len", "eps")  # sizes that leave no trace in a weight's shape
 
 
 def params_from_dict(tree: Mapping, source: str) -> WanParams:
-    """`WanParams` from a `config.json` of Wan, diffusers style or ours; foreign keys are ignored.
+    """`WanParams` from a `config.json` of Wan, of diffusers' WanTransformer3DModel or ours; foreign keys are ignored.
 
     Raises:
         UserError: the model is no text-to-video Wan of this family.
     """
-    if tree.get("model_type", "t2v") != "t2v":
-        raise UserError(f"{source} describes a '{tree['model_type']}' model; only text-to-video ('t2v') runs here")
+    kind = "i2v" if tree.get("image_dim") or tree.get("added_kv_proj_dim") else tree.get("model_type", "t2v")
+    if kind != "t2v":
+        raise UserError(f"{source} describes a '{kind}' model; only text-to-video ('t2v') runs here")
     for flag in ("qk_norm", "cross_attn_norm"):
         if not tree.get(flag, True):
             raise UserError(f"{source} has {flag} off; every Wan2.1 checkpoint has it on")
     known = WanParams().to_dict()
-    values = {key: value for key, value in tree.items() if key in known}
+    values = {DIFFUSERS_NAMES.get(key, key): value for key, value in tree.items()}
+    if "attention_head_dim" in tree:
+        values["dim"] = tree["num_attention_heads"] * tree["attention_head_dim"]
+    values = {key: value for key, value in values.items() if key in known}
     if "patch_size" in values:
         values["patch_size"] = tuple(values["patch_size"])
     return WanParams(**values)
@@ -94,16 +100,40 @@ def read_text_len(folder: Path) -> int:
     return _read_config(folder).get("text_len", WanParams.text_len)
 
 
-def find_params(model_name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]], source: str) -> WanParams:
-    """Sizes for `model_name`: its folder's `config.json`, else the table of names, else the shapes.
+def find_params(
+    model_name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]], source: str, own: Path | None = None
+) -> WanParams:
+    """Sizes of a checkpoint for `model_name`: from `own`, else the model folder's `config.json`, else the table of
+    names; where none of them says, from the shapes, which must agree with them in any case.
 
-    `text_dim` and `text_len` are not in every `config.json`; the former comes from the shapes.
+    Args:
+        own: a folder with the `config.json` of the checkpoint itself.
+        source: the config key and file, for messages.
+
+    Raises:
+        UserError: the checkpoint is of another size.
     """
-    tree = _read_config(folder)
-    if tree:
-        text_dim = shapes.get("text_embedding.0.weight", (0, WanParams.text_dim))[1]
-        return params_from_dict({"text_dim": text_dim, **tree}, str(folder / "config.json"))
-    return SIZES.get(model_name) or params_from_shapes(shapes, source)
+    for place in filter(None, (own, folder)):
+        if tree := _read_config(place):
+            # `text_dim` and `text_len` are not in every `config.json`.
+            text_dim = shapes.get("text_embedding.0.weight", (0, WanParams.text_dim))[1]
+            tree = {"text_dim": text_dim, "text_len": read_text_len(folder), **tree}
+            params, where = params_from_dict(tree, str(place / "config.json")), str(place / "config.json")
+            break
+    else:
+        params, where = SIZES.get(model_name), f"model_name {model_name}"
+    if params is None or "patch_embedding.weight" not in shapes:
+        return params or params_from_shapes(shapes, source)
+    found, said = params_from_shapes(shapes, source).to_dict(), params.to_dict()
+    differ = [name for name in said if name not in UNSHAPED and said[name] != found[name]]
+    if differ:
+        name = next((name for name, size in SIZES.items() if size.dim == found["dim"]), None)
+        raise UserError(
+            f"{source} is of another size: it has {', '.join(f'{name} {found[name]}' for name in differ)} where "
+            f"{where} says {', '.join(str(said[name]) for name in differ)}; "
+            f"set {f'model_name: {name}' if name and name != model_name else 'the model_name that it belongs to'}"
+        )
+    return params
 
 
 def _read_config(folder: Path) -> dict:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from utils.errors import UserError
-from utils.tensors import DOWNLOAD, fill, read_tensors
+from utils.tensors import DOWNLOAD, check_fit, fill, read_tensors, shapes_of
 
 ORIGINAL_FILES = ("models_t5_umt5-xxl-enc-bf16.pth", "models_t5_umt5-xxl-enc-bf16.safetensors")
 TOKENIZER_FOLDERS = ("tokenizer", "google/umt5-xxl")
@@ -83,20 +83,36 @@ def clean(prompt: str) -> str:
 
 
 def load_umt5(path: Path, device: torch.device | str, dtype: torch.dtype) -> UMT5EncoderModel:
-    """A frozen UMT5 encoder from a transformers folder or from Wan's original file."""
-    if path.is_dir():
-        config = UMT5Config.from_pretrained(path, local_files_only=True)
-        tensors = read_tensors(path / "model.safetensors", "text encoder")
-        tensors.setdefault("encoder.embed_tokens.weight", tensors.get("shared.weight"))
-    else:
-        original = read_tensors(path, "text encoder")
-        if "token_embedding.weight" not in original:
-            raise UserError(f"text encoder {path} holds no UMT5 encoder; delete it and get it again")
-        config, tensors = umt5_config(original), umt5_tensors(original)
-    with torch.device("meta"):
-        model = UMT5EncoderModel(config)
+    """A frozen UMT5 encoder; see `read_umt5`."""
+    config, tensors = read_umt5(path)
+    model = _meta_umt5(config)
     fill(model, tensors, f"text encoder {path}", device, dtype)
     return model
+
+
+def read_umt5(path: Path) -> tuple[UMT5Config, dict[str, torch.Tensor]]:
+    """transformers' configuration and the mapped tensors under its names, found to fit each other.
+
+    Args:
+        path: a transformers folder, or Wan's original file.
+    """
+    tensors = dict(read_tensors(path, "text encoder"))
+    if path.is_dir():
+        config = UMT5Config.from_pretrained(path, local_files_only=True)
+        shared = tensors.get("shared.weight", tensors.get("encoder.embed_tokens.weight"))
+        if shared is not None:  # one tensor of two names, of which a file may hold either
+            tensors["shared.weight"] = tensors["encoder.embed_tokens.weight"] = shared
+    else:
+        if "token_embedding.weight" not in tensors:
+            raise UserError(f"text encoder {path} holds no UMT5 encoder; delete it and get it again")
+        config, tensors = umt5_config(tensors), umt5_tensors(tensors)
+    check_fit(shapes_of(_meta_umt5(config)), tensors, f"text encoder {path}")
+    return config, tensors
+
+
+def _meta_umt5(config: UMT5Config) -> UMT5EncoderModel:
+    with torch.device("meta"):
+        return UMT5EncoderModel(config)
 
 
 def umt5_config(original: dict[str, torch.Tensor]) -> UMT5Config:

@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from einops import rearrange
 
 from utils.errors import UserError
-from utils.tensors import DOWNLOAD, fill, read_tensors
+from utils.tensors import DOWNLOAD, check_fit, fill, read_tensors, shapes_of
 
 ORIGINAL_FILES = ("Wan2.1_VAE.pth", "Wan2.1_VAE.safetensors")
 
@@ -29,20 +29,36 @@ def find_vae(folder: Path) -> Path:
 def load_vae(
     path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> AutoencoderKLWan:
-    """A frozen AutoencoderKLWan from a diffusers folder or from Wan's original file."""
+    """A frozen AutoencoderKLWan; see `read_vae`."""
+    config, tensors = read_vae(path)
+    vae = _meta_vae(config)
+    fill(vae, tensors, f"VAE {path}", device, dtype)
+    return vae
+
+
+def read_vae(path: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """diffusers' configuration and the mapped tensors under its names, found to fit each other.
+
+    Args:
+        path: a diffusers folder, or one file with Wan's or with diffusers' names.
+    """
     path = Path(path)
+    tensors = dict(read_tensors(path, "VAE"))
     if path.is_dir():
-        config = AutoencoderKLWan.load_config(path)
-        tensors = read_tensors(path / "diffusion_pytorch_model.safetensors", "VAE")
+        config = dict(AutoencoderKLWan.load_config(path))
     else:
-        tensors = convert_wan_vae_to_diffusers(dict(read_tensors(path, "VAE")))
+        if "encoder.conv1.weight" in tensors:
+            tensors = convert_wan_vae_to_diffusers(tensors)
         if "encoder.conv_in.weight" not in tensors:
             raise UserError(f"VAE {path} holds no Wan VAE; delete it and get it again")
         config = {"base_dim": tensors["encoder.conv_in.weight"].shape[0]}
+    check_fit(shapes_of(_meta_vae(config)), tensors, f"VAE {path}")
+    return config, tensors
+
+
+def _meta_vae(config: dict) -> AutoencoderKLWan:
     with torch.device("meta"):
-        vae = AutoencoderKLWan.from_config(config)
-    fill(vae, tensors, f"VAE {path}", device, dtype)
-    return vae
+        return AutoencoderKLWan.from_config(config)
 
 
 def normalisation(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:

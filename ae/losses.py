@@ -1,0 +1,64 @@
+"""The three training losses of the retrieval autoencoder (arXiv 2606.02553)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Losses(NamedTuple):
+    """Scalars; `delta` and `smooth` already carry their weights, so `total` is the sum of the others."""
+
+    total: Tensor
+    recon: Tensor
+    delta: Tensor
+    smooth: Tensor
+
+
+def chunk_losses(
+    x: Tensor,
+    recon: Tensor,
+    z: Tensor,
+    delta_weight: float = 1.0,
+    delta_margin: float = 0.85,
+    delta_window: int = 3,
+    smooth_weight: float = 1.0,
+) -> Losses:
+    """Losses of chunks of consecutive latent frames; a weight of 0 leaves its term out.
+
+    Args:
+        x: latent frames [B, S, C, H, W].
+        recon: their reconstructions, same shape.
+        z: their embeddings [B, S, D], as `LatentAE.embed` gives them, not normalised.
+    """
+    mse = F.mse_loss(recon.float(), x.float())
+    z = z.float()
+    delta = delta_weight * window_delta(z, delta_margin, delta_window) if delta_weight else mse.new_zeros(())
+    smooth = smooth_weight * acceleration(z) if smooth_weight else mse.new_zeros(())
+    return Losses(mse + delta + smooth, mse, delta, smooth)
+
+
+def window_delta(z: Tensor, margin: float, window: int) -> Tensor:
+    """Pushes nearby frames apart until their cosine similarity is at most `margin`.
+
+    For offsets k = 1 .. min(S-1, window): mean of relu(cos(z_t, z_{t-k}) - margin), averaged over k.
+
+    Args:
+        z: embeddings [B, S, D].
+    """
+    offsets = range(1, min(z.shape[1] - 1, window) + 1)
+    terms = [F.relu(F.cosine_similarity(z[:, k:], z[:, :-k], dim=-1) - margin).mean() for k in offsets]
+    return torch.stack(terms).mean() if terms else z.new_zeros(())
+
+
+def acceleration(z: Tensor) -> Tensor:
+    """Keeps the trajectory smooth: mean over t of sqrt(||z_{t+1} - 2 z_t + z_{t-1}||^2 + 1e-8).
+
+    Args:
+        z: embeddings [B, S, D]; fewer than 3 frames have no acceleration.
+    """
+    if z.shape[1] < 3:
+        return z.new_zeros(())
+    second = z[:, 2:] - 2 * z[:, 1:-1] + z[:, :-2]
+    return (second.square().sum(-1) + 1e-8).sqrt().mean()

@@ -1,0 +1,208 @@
+"""tinyworld: the world is as its caption says, teacher forcing equals the cache, every stage runs and resumes."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from pipeline.context import Layout, RetrievedMemory, SlidingWindow
+from pipeline.kv_cache import KVCache
+from tinyworld import backbone, judge, plans
+from tinyworld.backbone import Backbone, forward
+from tinyworld.captions import COLOURS, DIRECTIONS, GROUNDS, KINDS, SPEEDS, TIMES, Meaning, caption, parse
+from tinyworld.context import BlockPlan
+from tinyworld.corpus import HELD_OUT
+from tinyworld.render import paint
+from tinyworld.settings import BackboneSettings, TrainSettings
+from tinyworld.text import build_tokenizer
+from tinyworld.train import CONFIG, train
+from tinyworld.training import Checkpoint
+from tinyworld.world import TRAVEL, draw_scene, draw_shot, film, meaning, visible
+from utils.config import load_settings
+from utils.errors import UserError
+
+POLICIES = {"native": SlidingWindow(Layout(12, 1)), "latentmem": RetrievedMemory(Layout(12, 1, 6, 0))}
+TINY = BackboneSettings(
+    dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=16, text_layers=1, frames=36, warmup=1
+)
+
+
+class Kept(dict):
+    """The plainest frame memory."""
+
+    def put(self, frames, kv) -> None:
+        self.update(zip(frames, kv.clone(), strict=True))
+
+    def fetch(self, frame, sample, out) -> None:
+        out.copy_(self[frame][sample])
+
+
+def clip(index: int, frames: int):
+    scene, shot = draw_scene(HELD_OUT + index), draw_shot(HELD_OUT + index)
+    return scene, shot, film(paint(scene), shot.camera(frames))
+
+
+@given(
+    st.builds(
+        Meaning,
+        st.sampled_from(GROUNDS),
+        st.sampled_from(TIMES),
+        st.sampled_from(DIRECTIONS),
+        st.lists(st.tuples(st.sampled_from(COLOURS), st.sampled_from(KINDS)), min_size=1, max_size=4).map(tuple),
+        st.sampled_from(list(SPEEDS)),
+    )
+)
+def test_a_caption_is_read_back_as_what_it_says_and_the_tokenizer_knows_its_words(what):
+    text = caption(what)
+    assert parse(text) == what
+    tokenizer = build_tokenizer(32)
+    ids = tokenizer(text).input_ids
+    assert tokenizer.unk_token_id not in ids
+    assert len(ids) <= 32
+
+
+def test_text_that_is_no_caption_is_refused_with_an_example():
+    with pytest.raises(UserError, match="an example"):
+        parse("A cat at noon.")
+
+
+@given(st.integers(0, 10**6))
+@hypothesis_settings(max_examples=50)
+def test_the_camera_turns_at_both_ends_and_the_first_object_shows_within_3_seconds(seed):
+    scene, shot = draw_scene(seed), draw_shot(seed)
+    camera = shot.camera(400)
+    assert camera.min() == 0
+    assert camera.max() == TRAVEL
+    assert set(np.abs(np.diff(camera))) <= {0, 1, 2}
+    first = meaning(scene, shot).objects[0]
+    early = [sprite for position in camera[:48] for sprite in visible(scene, position)]
+    assert first in {(sprite.colour, sprite.kind) for sprite in early}
+
+
+def test_a_seed_gives_the_same_picture_and_another_seed_another():
+    assert np.array_equal(paint(draw_scene(5)), paint(draw_scene(5)))
+    assert not np.array_equal(paint(draw_scene(5)), paint(draw_scene(6)))
+
+
+def test_the_judge_is_right_on_true_videos_and_wrong_on_other_captions():
+    right, wrong = [], []
+    clips = [clip(i, 48) for i in range(12)]
+    for i, (scene, shot, video) in enumerate(clips):
+        other = meaning(*clips[(i + 1) % len(clips)][:2])
+        right.append(list(judge.verdict(video, meaning(scene, shot)).values()))
+        wrong.append(list(judge.verdict(video, other).values()))
+    assert (np.mean(right, 0) >= (1.0, 1.0, 0.9)).all()
+    assert (np.mean(wrong, 0) <= (0.7, 0.7, 0.5)).all()
+
+
+def test_the_judge_sees_how_the_camera_moves_and_that_objects_stay():
+    _, shot, video = clip(0, 240)
+    assert judge.moves_as_trained(video, shot) > 0.95
+    assert judge.moves_as_trained(video[::-1], shot) < 0.7
+    assert judge.turns(video) == 2
+    kept, due = judge.persistence(video, shot)
+    assert kept >= 0.9 * due > 0
+    assert judge.revisit_psnr(video) > 60
+
+
+@pytest.mark.parametrize("name", ["native", "latentmem"])
+def test_teacher_forcing_computes_what_a_rollout_with_the_cache_computes(name):
+    """Clean frames block by block through the cache, against one teacher-forced forward with a noisy copy."""
+    torch.manual_seed(0)
+    frames, size = 24, (4, 4, 6)
+    film_maker = Backbone(TINY, size[0]).eval()
+    torch.nn.init.normal_(film_maker.model.head.head.weight, std=0.1)
+    clean, noisy = torch.randn(1, frames, *size), torch.randn(1, 1, frames, *size)
+    sigma = torch.full((1, 1, frames, 1, 1, 1), 0.7)
+    said = ["a meadow at night"]
+    policy = POLICIES[name]
+    laid_out = []
+    for start in range(0, frames, 3):
+        recalled = [list(range(1, 1 + policy.layout.evicted(start)))[-policy.layout.memory :]]
+        laid_out.append(policy.plan(start, recalled if name == "latentmem" and recalled[0] else ()))
+    chosen = [BlockPlan(np.array([plan.attended()[:-3]], dtype=np.int64), plan.positions) for plan in laid_out]
+    with torch.inference_mode():
+        flow = forward(film_maker, said, clean, noisy, sigma, chosen)[:, 0]
+        model, text = film_maker.model, film_maker.model.encode_text(film_maker.text(said))
+        cache = KVCache(model.params, policy, *size[1:], memory=Kept() if name == "latentmem" else None)
+        for plan in laid_out:
+            own = slice(plan.own[0], plan.own[0] + 3)
+            cache.begin(plan)
+            rolled = model(noisy[:, 0, own], torch.full((1, 1), 700.0), text, cache)
+            assert (rolled - flow[:, own]).abs().max() < 1e-4
+            model(clean[:, own], torch.zeros(1, 1), text, cache)
+
+
+def test_the_training_contexts_are_those_of_the_policies():
+    frames, camera = np.arange(36), np.zeros((1, 36))
+    plain = dataclasses.replace(TINY, no_local=0.0, wide_local=0.0, most_memory=0)
+    for name, made in {
+        "native": plans.native(frames, 1),
+        "latentmem": plans.latentmem(frames, camera, plain, np.random.default_rng(0)),
+    }.items():
+        for block, plan in enumerate(made):
+            due = POLICIES[name].plan(3 * block)
+            assert tuple(plan.context[0]) == due.attended()[:-3]
+            assert plan.positions == due.positions
+
+
+@given(st.integers(0, 10**6))
+@hypothesis_settings(max_examples=30, deadline=None)
+def test_every_training_context_holds_only_the_past_and_no_frame_twice(seed):
+    rng = np.random.default_rng(seed)
+    settings = BackboneSettings()
+    frames = plans.draw_sequence(settings, rng)
+    camera = rng.uniform(0, TRAVEL, (2, len(frames)))
+    for made in (plans.native(frames, 2), plans.latentmem(frames, camera, settings, rng)):
+        for block, plan in enumerate(made):
+            assert plan.context.shape[1] + 3 == len(plan.positions) <= plans.WINDOW
+            for context in plan.context:
+                assert len(set(context)) == len(context)
+                assert (context < 3 * block).all()
+
+
+def small(folder: Path) -> list[str]:
+    stages = "[{steps: 2, frames: 1, batch: 2}, {steps: 2, frames: 5, batch: 1, decoder_only: true}]"
+    return [
+        f"work={folder / 'work'}", f"export={folder / 'export'}", "threads=1", "world.scenes=2", "world.held_out=2",
+        "world.shown=[1]", "vae.base_dim=8", "vae.check_clips=1", f"vae.stages={stages}", "latents.clips=2",
+        "latents.starts=2", "backbone.dim=24", "backbone.ffn_dim=32", "backbone.num_layers=1", "backbone.num_heads=2",
+        "backbone.text_dim=16", "backbone.steps=2", "backbone.batch=1", "backbone.start_batch=1", "backbone.copies=1",
+        "backbone.warmup=1", "fewstep.steps=2",
+    ]  # fmt: skip
+
+
+def test_every_stage_of_the_training_runs_and_a_second_run_repeats_nothing(tmp_path):
+    settings = load_settings(TrainSettings, CONFIG, small(tmp_path))
+    train(settings)
+    weights = tmp_path / "export/checkpoints/tinyworld.safetensors"
+    first = weights.read_bytes()
+    AutoencoderKLWan.from_pretrained(tmp_path / "export/wan_models/tinyworld/vae")
+    assert len((tmp_path / "export/checkpoints/tinyworld_prompts.txt").read_text().splitlines()) == 2
+    train(settings)
+    assert weights.read_bytes() == first
+
+
+def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    settings = load_settings(TrainSettings, CONFIG, [*small(tmp_path), "backbone.steps=4"])
+    train(settings)
+    weights = tmp_path / "export/checkpoints/tinyworld.safetensors"
+    uninterrupted = weights.read_bytes()
+    for leftover in (weights, tmp_path / "work/backbone.pt", tmp_path / "work/fewstep.pt"):
+        leftover.unlink()
+
+    steps = iter(range(3))
+    loss = backbone.teacher_forcing_loss
+    monkeypatch.setattr(Checkpoint.save, "__defaults__", (True,))  # at every step
+    with monkeypatch.context() as cut, pytest.raises(StopIteration):
+        cut.setattr(backbone, "teacher_forcing_loss", lambda *given: (next(steps), loss(*given))[1])
+        train(settings)
+    assert not weights.exists()
+    train(settings)
+    assert weights.read_bytes() == uninterrupted

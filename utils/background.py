@@ -1,0 +1,34 @@
+"""Work done beside the main thread, in order, never far behind."""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+
+class Background:
+    """One thread that does what it is given, in order; the giver waits when `depth` pieces are pending.
+
+    Used as a context manager: leaving it waits for the rest, and an error in a piece is raised at
+    the next `do` or on leaving.
+    """
+
+    def __init__(self, depth: int = 2) -> None:
+        self.depth = depth
+        self.pool = ThreadPoolExecutor(1)
+        self.pending: deque[Future] = deque()
+
+    def do(self, work: Callable[..., None], *arguments: Any) -> None:
+        while len(self.pending) >= self.depth:
+            self.pending.popleft().result()
+        self.pending.append(self.pool.submit(work, *arguments))
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            while self.pending and kind is None:
+                self.pending.popleft().result()
+        finally:
+            self.pool.shutdown(wait=True, cancel_futures=True)
