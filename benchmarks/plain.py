@@ -7,7 +7,7 @@ from wan.rope import rope_table, rotate
 
 
 class PlainCache:
-    """Keeps every frame's keys and values on the host; each forward uploads, concatenates and rotates what it attends to.
+    """Keeps all keys and values on the host; each forward uploads, concatenates and rotates what it attends to.
 
     Implements `wan.model.Context` and what the rollout asks of a cache.
 

@@ -21,8 +21,16 @@ from utils.config import choose, load_settings, to_dict
 from utils.errors import run
 from utils.files import write_json
 
-SIZES = {  # sizes of the transformer, by name; others through `params`
-    "tinyworld": {"dim": 128, "ffn_dim": 512, "num_heads": 4, "num_layers": 6, "freq_dim": 64, "text_dim": 64, "text_len": 32},
+SIZES = {  # sizes of the transformer that differ from those of Wan2.1-T2V-1.3B
+    "tinyworld": {
+        "dim": 128,
+        "ffn_dim": 512,
+        "num_heads": 4,
+        "num_layers": 6,
+        "freq_dim": 64,
+        "text_dim": 64,
+        "text_len": 32,
+    },
     "small": {"dim": 384, "ffn_dim": 1536, "num_heads": 6, "num_layers": 6},
     "1.3b": {},
     "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
@@ -221,11 +229,15 @@ class Run:
 
 
 def block_flops(params, tokens: int, window: int, forwards: int) -> float:
-    """Floating-point operations of one block's forwards: linear layers and attention, multiply and add counted as two."""
+    """Floating-point operations of one block's linear layers and attention; multiply and add count as two."""
     q, kv = 3 * tokens, window * tokens
-    linear = 2 * q * (6 * params.dim**2 + 2 * params.dim * params.ffn_dim)
     attention = 4 * q * (kv + params.text_len) * params.dim
-    return forwards * params.num_layers * (linear + attention)
+    return forwards * params.num_layers * (linear_flops(params, q) + attention)
+
+
+def linear_flops(params, q: int) -> int:
+    """Those of one layer's matrix products for q tokens; the text's keys and values are made once a prompt."""
+    return 2 * q * (6 * params.dim**2 + 2 * params.dim * params.ffn_dim)
 
 
 def matmul_rate(device, dtype, size: int | None = None) -> float:
@@ -279,7 +291,8 @@ def table(result: dict) -> str:
     machine = result["machine"]
     rows.append(
         f"\n{machine['device']}, {machine['threads']} threads, torch {machine['torch']}: matmul "
-        f"{machine['matmul_tflops']:.3g} TFLOP/s, copy {machine['copy_gb_s']:.3g} GB/s, peak host {machine['peak_host_gb']:.2f} GB"
+        f"{machine['matmul_tflops']:.3g} TFLOP/s, copy {machine['copy_gb_s']:.3g} GB/s, "
+        f"peak host {machine['peak_host_gb']:.2f} GB"
     )
     return "\n".join(rows)
 

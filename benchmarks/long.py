@@ -1,0 +1,129 @@
+"""A very long video in a fixed budget: `python -m benchmarks.long [key=value ...]`.
+
+Generates the same latents with an unbounded memory, with small tiers (device, host, disk), and with
+a bounded bank; records resident memory and seconds a block, says where the latents agree, and draws
+both curves. Each run is a process of its own, so that its memory is its own.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from utils.config import load_settings
+from utils.errors import run
+from utils.files import atomic, write_json
+
+RUNS = {
+    "unbounded": {},
+    "tiers": {"device_gb": 0.002, "host_gb": 0.01, "disk_gb": 2.0},
+    "capacity 200": {"capacity": 200, "eviction": "redundancy"},
+}
+
+
+@dataclass(frozen=True)
+class LongConfig:
+    """What to run: a config, how many latent frames, which of `RUNS` (internal), and where the results go."""
+
+    config: str = "configs/tinyworld_latentmem.yaml"
+    frames: int = 4000
+    only: str = ""
+    output: str = "runs/long"
+
+
+def main() -> None:
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    config = load_settings(LongConfig, None, sys.argv[1:])
+    if config.only:
+        generate(config)
+        return
+    for name in RUNS:
+        subprocess.run([sys.executable, "-m", "benchmarks.long", *sys.argv[1:], f"only={name}"], check=True)
+    results = {name: json.loads(path(config, name).read_text()) for name in RUNS}
+    report(results)
+    draw(results, Path(config.output) / "long.png")
+
+
+def path(config: LongConfig, name: str) -> Path:
+    return Path(config.output) / f"{name.replace(' ', '_')}.json"
+
+
+def generate(config: LongConfig) -> None:
+    """One run: seconds, resident bytes and a digest of the latents for every block."""
+    import hashlib
+
+    import psutil
+
+    from pipeline import load
+
+    frames = config.frames // 3 * 3
+    pipeline = load(config.config, num_output_frames=frames, bank=RUNS[config.only])
+    prompt = Path(pipeline.config.data_path).read_text().splitlines()[0]
+    blocks, process, started = [], psutil.Process(), time.perf_counter()
+    for block in pipeline.blocks(prompt):
+        now = time.perf_counter()
+        blocks.append(
+            {
+                "seconds": now - started,
+                "resident": process.memory_info().rss,
+                "memory_bytes": block.memory_bytes,
+                "dropped": len(block.dropped),
+                "digest": hashlib.sha256(block.latents.numpy().tobytes()).hexdigest()[:16],
+            }
+        )
+        started = time.perf_counter()
+        if len(blocks) % 100 == 0:
+            print(
+                f"{config.only}: block {len(blocks)}/{frames // 3}, {process.memory_info().rss / 1e6:.0f} MB",
+                flush=True,
+            )
+    write_json(path(config, config.only), {"bank": RUNS[config.only], "blocks": blocks})
+
+
+def report(results: dict) -> None:
+    """Print what stayed flat and what stayed equal."""
+    plain = [block["digest"] for block in results["unbounded"]["blocks"]]
+    print("| memory | resident at 1/4 | at the end | s a block, 1st half | 2nd half | as unbounded |")
+    print("|---|---|---|---|---|---|")
+    for name, result in results.items():
+        blocks = result["blocks"]
+        quarter, half = len(blocks) // 4, len(blocks) // 2
+        halves = [median(block["seconds"] for block in part) for part in (blocks[20:half], blocks[half:])]
+        same = next((i for i, block in enumerate(blocks) if block["digest"] != plain[i]), len(blocks))
+        first_drop = next((i for i, block in enumerate(blocks) if block["dropped"]), None)
+        note = "" if first_drop is None else f" (first drop at block {first_drop})"
+        print(
+            f"| {name} | {blocks[quarter]['resident'] / 1e6:.0f} MB | {blocks[-1]['resident'] / 1e6:.0f} MB | "
+            f"{halves[0]:.3f} | {halves[1]:.3f} | {same} of {len(blocks)} blocks{note} |"
+        )
+
+
+def draw(results: dict, target: Path) -> None:
+    """Resident memory and seconds a block over the video."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (memory, seconds) = plt.subplots(2, figsize=(7, 5), sharex=True, layout="constrained")
+    for name, result in results.items():
+        blocks = result["blocks"]
+        frames = [3 * index for index in range(len(blocks))]
+        memory.plot(frames, [block["resident"] / 1e6 for block in blocks], label=name)
+        smooth = [median(b["seconds"] for b in blocks[max(i - 25, 0) : i + 25]) for i in range(len(blocks))]
+        seconds.plot(frames, smooth, label=name)
+    memory.set(ylabel="resident memory, MB", ylim=(0, None))
+    seconds.set(ylabel="seconds a block (running median)", xlabel="latent frame", ylim=(0, None))
+    memory.legend(frameon=False)
+    with atomic(target) as temporary:
+        figure.savefig(temporary, dpi=100)
+    print(f"drawn to {target}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,38 @@
+"""The benchmarks measure what they say: figures are complete, and the count of operations is the counted one."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.plain import PlainCache
+from benchmarks.run import BenchmarkConfig, linear_flops, measure, table
+from pipeline.context import Layout, SlidingWindow
+from tests.miniature import PARAMS
+from wan.model import CausalWanModel
+
+
+def test_both_methods_and_their_plain_ways_are_measured():
+    result = measure(BenchmarkConfig(height=32, width=32, blocks=2, steps=1))
+    assert list(result["methods"]) == ["native", "latentmem", "native, plain", "latentmem, plain"]
+    for figures in result["methods"].values():
+        assert 0 < figures["block_s"] and 0 < figures["of_matmul_rate"] < 1
+        assert sum(figures["stages_s"].values()) == figures["block_s"]
+    assert "assemble the context" in result["methods"]["native"]["stages_s"]
+    assert "fetch" in result["methods"]["latentmem"]["stages_s"]
+    assert all(name in table(result) for name in result["methods"])
+
+
+def test_counted_operations_equal_the_formula():
+    model = CausalWanModel(**PARAMS.to_dict()).eval()
+    cache = PlainCache((4, 6))
+    policy = SlidingWindow(Layout(window=12, sink=1))
+    text = model.encode_text(torch.zeros(1, PARAMS.text_len, PARAMS.text_dim))
+    x, t = torch.zeros(1, 3, 16, 8, 12), torch.zeros(1, 1)
+    with torch.no_grad():
+        for start in range(0, 12, 3):
+            cache.begin(policy.plan(start))
+            with FlopCounterMode(display=False) as counter:
+                model(x, t, text, cache)
+    counts = counter.get_flop_counts()
+    blocks = [sum(counts[name].values()) for name in counts if name.rpartition(".")[0] == "CausalWanModel.blocks"]
+    assert len(blocks) == PARAMS.num_layers
+    assert blocks == [linear_flops(PARAMS, 3 * 24)] * PARAMS.num_layers  # the counter passes over attention on a CPU
