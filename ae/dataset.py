@@ -1,6 +1,8 @@
 """Training data: chunks of consecutive frames out of a folder of latent files, mapped and not read whole."""
 
+import ctypes
 import math
+import mmap
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,7 +117,10 @@ class LatentChunks(Dataset):
     def _chunk(self, path: Path, draw: int) -> Tensor:
         latents = open_latents(path)
         start = draw % (latents.shape[0] - self.seq_len + 1)
-        chunk = latents[start : start + self.seq_len].to(torch.float32, copy=True)
+        part = latents[start : start + self.seq_len]
+        _advise(latents, "MADV_RANDOM")
+        _advise(part, "MADV_WILLNEED")
+        chunk = part.to(torch.float32, copy=True)
         if not chunk.sum().isfinite():  # a tenth of the time of looking at every value
             raise UserError(f"latent file {path} holds NaN or infinity")
         return chunk
@@ -150,6 +155,14 @@ class Batches(Sampler[list[tuple[int, int]]]):
             while len(batch) % self.world:
                 batch += pairs[: self.world - len(batch) % self.world]
             yield batch[self.rank :: self.world]
+
+
+def _advise(mapped: Tensor, advice: str) -> None:
+    """Tell the kernel how a mapped tensor will be read; left alone, it may read megabytes around each page of it."""
+    if hasattr(mmap, advice):  # not on every system, and never needed
+        start = mapped.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+        length = mapped.data_ptr() + mapped.nbytes - start
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), getattr(mmap, advice))
 
 
 def _fits(latents: Tensor, path: Path, latent_shape: tuple[int, int, int], seq_len: int) -> None:

@@ -21,7 +21,6 @@ from ae.model import LatentAE, LatentAEParams
 from ae.train import TrainSettings
 from utils.errors import UserError
 from utils.files import require_writable
-from utils.processes import world_size
 
 
 class Trainer:
@@ -223,11 +222,12 @@ class Trainer:
 
 
 def _accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
-    gpu = torch.cuda.is_available()
-    precision = settings.amp_dtype if settings.use_amp and gpu else "no"
+    cpu = not torch.cuda.is_available()
+    if cpu:
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # accelerate warns where it is not set
+    precision = settings.amp_dtype if settings.use_amp and not cpu else "no"
     tracker = None if settings.tracker == "none" else settings.tracker
-    several = world_size() > 1
-    return Accelerator(cpu=several and not gpu, mixed_precision=precision, log_with=tracker, project_dir=folder)
+    return Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=folder)
 
 
 def _weighted(losses: Losses, chunks: int) -> torch.Tensor:

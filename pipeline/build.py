@@ -1,24 +1,27 @@
-"""From a config to the parts of a pipeline; what cannot work is refused before weights are read."""
+"""From a config to the parts of a pipeline; what cannot work is refused before any work is done."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import torch
 from diffusers import AutoencoderKLWan
 
 from ae.model import load_encoder
 from pipeline.config import RunConfig
 from pipeline.context import POLICIES, ContextPolicy
-from pipeline.kv_cache import KVCache
+from pipeline.memory_plan import PRESETS
+from pipeline.offload import FORMS, offload_text_encoder, offload_transformer, require, shrink
 from pipeline.retrieval import DESCRIPTORS, SELECTIONS, Descriptor
 from pipeline.sampler import FlowSchedule, Sampler
-from pipeline.text import encode_prompts
+from pipeline.survey import survey
+from pipeline.text import TextCache, encode_prompts, fingerprint
 from utils.config import choose
 from utils.errors import UserError
 from utils.files import require_file
 from utils.tensors import DOWNLOAD
+from wan.attention import find_backend
 from wan.checkpoint import add_lora, load_generator
 from wan.model import CausalWanModel
 from wan.params import WanParams, read_text_len
@@ -26,15 +29,28 @@ from wan.text_encoder import TextEncoder, find_text_encoder
 from wan.vae import find_vae, load_vae
 
 
-def check(config: RunConfig) -> None:
-    """Refuse everything that can be known to be wrong before weights are read."""
+def check(config: RunConfig) -> RunConfig:
+    """Refuse all that can be known to be wrong, the content of the weight files included.
+
+    Returns:
+        The config with what follows from the machine filled in: the memory preset's budget on the device.
+    """
     build_sampler(config)
-    placement(config)
+    device, dtype = placement(config)
     choose("model_kwargs.compression_method", config.model_kwargs.compression_method, DESCRIPTORS)
     choose("model_kwargs.selection", config.model_kwargs.selection, SELECTIONS)
-    for role, path in weight_files(config).items():
+    choose("weights", config.weights, FORMS)
+    require(config.weights)
+    find_backend(config.attention_backend)
+    files = weight_files(config)
+    for role, path in files.items():
         if not path.is_dir():
             require_file(path, f"{role} file", DOWNLOAD)
+    found = survey(config, files, build_policy(config), device, text_device(config), dtype)
+    build_descriptor(config, found.params, torch.device("cpu"))
+    if wrong := found.plan.fault():
+        raise UserError(wrong)
+    return replace(config, bank=replace(config.bank, device_gb=found.bank_device_gb))
 
 
 def weight_files(config: RunConfig) -> dict[str, Path]:
@@ -77,29 +93,36 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", rank)
 
 
+def text_device(config: RunConfig) -> torch.device:
+    """Where prompts are encoded."""
+    return find_device(config.device if config.text_device == "auto" else config.text_device)
+
+
 def build_model(config: RunConfig, device: torch.device, dtype: torch.dtype) -> CausalWanModel:
-    """The frozen transformer with its LoRA, if any."""
+    """The frozen transformer with its LoRA, if any, kept as `weights` and `memory` say."""
+    offload = PRESETS[config.memory].offload and device.type == "cuda"
     model = load_generator(
-        config.generator_ckpt, config.model_name, model_folder(config), config.use_ema, device, dtype
+        config.generator_ckpt,
+        config.model_name,
+        model_folder(config),
+        config.use_ema,
+        "cpu" if offload else device,
+        dtype,
     )
     if config.lora_ckpt:
         add_lora(model, config.lora_ckpt, config.adapter.rank, config.adapter.alpha, config.adapter.merge)
     model.set_attention_backend(config.attention_backend)
+    shrink(model, config.weights)
     if config.compile:
         model.compile_repeated_blocks(dynamic=True)
+    if offload:
+        offload_transformer(model, device)
     return model
 
 
-def build_vae(config: RunConfig, params: WanParams, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
-    """The frozen video autoencoder, which must speak the transformer's latents."""
-    path = find_vae(model_folder(config))
-    vae = load_vae(path, device, dtype)
-    if vae.config.z_dim != params.in_dim:
-        raise UserError(
-            f"VAE {path} makes latents of {vae.config.z_dim} channels where generator_ckpt {config.generator_ckpt} "
-            f"takes {params.in_dim}; they belong to different models"
-        )
-    return vae
+def build_vae(config: RunConfig, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
+    """The frozen video autoencoder."""
+    return load_vae(find_vae(model_folder(config)), device, dtype)
 
 
 def build_policy(config: RunConfig) -> ContextPolicy:
@@ -127,12 +150,21 @@ def build_sampler(config: RunConfig) -> Sampler:
 
 
 def embed(config: RunConfig, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Each prompt's embedding [text_len, text_dim]; the text encoder is loaded for it and freed again."""
-    device = find_device(config.device if config.text_device == "auto" else config.text_device)
-    _, dtype = placement(config)
-    folder = model_folder(config)
-    encoder = TextEncoder(*find_text_encoder(folder), read_text_len(folder), device, dtype)
-    return encode_prompts(encoder, prompts)
+    """Each prompt's embedding [text_len, text_dim], from the cache or from the text encoder, which is freed again."""
+    device, (_, dtype), folder = text_device(config), placement(config), model_folder(config)
+    files, text_len = find_text_encoder(folder), read_text_len(folder)
+    offload = PRESETS[config.memory].offload and device.type == "cuda"
+    cache = None
+    if config.text_cache:
+        cache = TextCache(Path(config.text_cache).expanduser(), f"{fingerprint(files)} {text_len} {dtype}")
+
+    def load_encoder() -> TextEncoder:
+        encoder = TextEncoder(*files, text_len, "cpu" if offload else device, dtype)
+        if offload:
+            offload_text_encoder(encoder.model.encoder, device)
+        return encoder
+
+    return encode_prompts(load_encoder, prompts, cache)
 
 
 def latent_shape(config: RunConfig, params: WanParams) -> tuple[int, int, int]:
@@ -140,39 +172,18 @@ def latent_shape(config: RunConfig, params: WanParams) -> tuple[int, int, int]:
     return params.in_dim, config.height // 8, config.width // 8
 
 
-def check_memory(config: RunConfig, params: WanParams, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse a run whose keys and values cannot fit, before it starts."""
-    policy, (_, height, width) = build_policy(config), latent_shape(config, params)
-    frame = KVCache.frame_bytes(params, height, width, config.batch_size, dtype)
-    buffers = frame * (policy.layout.window + policy.local_frames + policy.layout.sink + policy.layout.memory)
-    kept = frame * max(config.num_output_frames - policy.local_frames, 0) if policy.layout.memory else 0
-    host_free = psutil.virtual_memory().available
-    if device.type == "cuda":
-        device_free, _ = torch.cuda.mem_get_info(device)
-        if buffers > device_free:
-            raise UserError(
-                f"the context needs {buffers / 1e9:.1f} GB of GPU memory and {device_free / 1e9:.1f} GB are free; "
-                "lower batch_size, model_kwargs.local_attn_size, or height and width"
-            )
-    else:
-        kept += buffers
-    if kept > host_free:
-        raise UserError(
-            f"num_output_frames {config.num_output_frames} needs {kept / 1e9:.1f} GB of host memory for keys and "
-            f"values ({frame / 1e6:.1f} MB a latent frame) and {host_free / 1e9:.1f} GB are free; "
-            "lower num_output_frames, batch_size, or height and width"
-        )
-
-
 def describe(config: RunConfig) -> str:
-    """The context in one line, for a person."""
+    """The context in one line and the plan of memory as a table, for a person."""
     kwargs, layout = config.model_kwargs, config.layout()
+    device, dtype = placement(config)
+    found = survey(config, weight_files(config), build_policy(config), device, text_device(config), dtype)
     local = layout.window - layout.sink - layout.memory
-    if not layout.memory:
-        return f"context: [sink {layout.sink} | local {local}] latent frames, the {layout.block} new ones included"
-    between = layout.block + layout.memory + layout.recent_exclude
+    retrieved, between = "", ""
+    if layout.memory:
+        retrieved = f" | {layout.memory} retrieved by {kwargs.compression_method} ({kwargs.selection})"
+        frames = layout.block + layout.memory + layout.recent_exclude
+        between = f"; {frames} frames before them are neither attended to nor retrievable yet"
     return (
-        f"context: [sink {layout.sink} | {layout.memory} retrieved by {kwargs.compression_method} "
-        f"({kwargs.selection}) | local {local}] latent frames, the {layout.block} new ones included; "
-        f"{between} frames before them are neither attended to nor retrievable yet"
+        f"context: [sink {layout.sink}{retrieved} | local {local}] latent frames, the {layout.block} new ones "
+        f"included{between}\nmemory: {config.memory}\n{found.plan.table()}"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.bank import BankConfig
 from pipeline.context import Layout
+from pipeline.memory_plan import PRESETS
 from utils.config import choose, load_settings, retired_keys
 from utils.errors import UserError
 from utils.processes import rank
@@ -85,6 +86,9 @@ class RunConfig:
         save_with_index: name files by prompt number, else by the prompt's text.
         device: auto, cpu or cuda.
         text_device: where prompts are encoded; auto follows `device`.
+        text_cache: folder in which the prompts' embeddings are kept for later runs; null keeps none.
+        memory: low, balanced or fast, for GPUs of about 12, 24 and 80 GB; see `pipeline.memory_plan.PRESETS`.
+        weights: how the transformer's are kept, a name in `pipeline.offload.FORMS`.
         dtype: auto (bfloat16 on a GPU, float32 on a CPU), float32 or bfloat16.
         attention_backend: one of diffusers' attention backends.
         compile: compile the transformer's blocks (torch.compile): slower to start, faster after.
@@ -117,6 +121,9 @@ class RunConfig:
     save_with_index: bool = True
     device: str = "auto"
     text_device: str = "auto"
+    text_cache: str | None = "~/.cache/longlive-rag"
+    memory: str = "balanced"
+    weights: str = "same"
     dtype: str = "auto"
     attention_backend: str = "native"
     compile: bool = False
@@ -141,6 +148,7 @@ class RunConfig:
                 f"inference_iter is {self.inference_iter}; use the number of prompts, or -1 for all of them"
             )
         choose("dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        choose("memory", self.memory, PRESETS)
         if self.lora_ckpt and self.adapter is None:
             raise UserError(
                 "lora_ckpt is set but adapter is not; give adapter.rank and adapter.alpha as it was trained"

@@ -19,6 +19,9 @@ from pipeline.retrieval import Retrieval
 from utils.errors import UserError
 
 
+SLAB_BYTES = 1 << 32  # of pinned host memory, made at once
+
+
 class FrameMemory(Protocol):
     """Where the key/value cache puts frames and fetches them from; `frame in memory` says what it holds."""
 
@@ -63,19 +66,28 @@ class Tier(Protocol):
 
 
 class RamTier:
-    """Slots in device or host memory, made when first used; pinned host memory lets copies run beside the GPU."""
+    """Slots in device or host memory, made when first used; pinned host memory lets copies run beside the GPU.
+
+    Slots are made in slabs: PyTorch rounds a pinned allocation up to a power of two, which would
+    nearly double a frame's size.
+    """
 
     def __init__(self, name: str, slots: int, device: torch.device | str = "cpu", pin: bool = False) -> None:
         self.name, self.slots, self.device, self.pin = name, slots, torch.device(device), pin
-        self.buffers: dict[int, torch.Tensor] = {}
+        self.slabs: dict[int, torch.Tensor] = {}  # [slots of a slab, B, record_bytes]
+        self.per_slab = 1
 
     def write(self, slot: int, records: torch.Tensor) -> None:
-        if slot not in self.buffers:
-            self.buffers[slot] = torch.empty(records.shape, dtype=torch.uint8, device=self.device, pin_memory=self.pin)
-        self.buffers[slot].copy_(records, non_blocking=self.pin)
+        if not self.slabs and self.pin:
+            self.per_slab = min(max(SLAB_BYTES // records.nbytes, 1), self.slots)
+        slab = slot // self.per_slab
+        if slab not in self.slabs:
+            shape = (self.per_slab, *records.shape)
+            self.slabs[slab] = torch.empty(shape, dtype=torch.uint8, device=self.device, pin_memory=self.pin)
+        self.read(slot).copy_(records, non_blocking=self.pin)
 
     def read(self, slot: int) -> torch.Tensor:
-        return self.buffers[slot]
+        return self.slabs[slot // self.per_slab][slot % self.per_slab]
 
 
 class DiskTier:

@@ -38,6 +38,8 @@ PLACES = (
     "max_video_saves",
     "device",
     "text_device",
+    "text_cache",
+    "memory",
 )
 
 

@@ -17,7 +17,6 @@ from pipeline.memory import build_memory
 from pipeline.noise import NoiseSource, SeededNoise
 from pipeline.retrieval import SELECTIONS, Descriptor, Retrieval
 from pipeline.rollout import LatentBlock, rollout
-from utils.errors import UserError
 from wan.model import CausalWanModel
 
 
@@ -98,14 +97,7 @@ class Pipeline:
         new = [prompt for prompt in prompts if prompt not in self.embeddings]
         if new:
             self.embeddings.update(build.embed(self.config, new))
-        text = torch.stack([self.embeddings[prompt] for prompt in prompts])
-        if text.shape[-1] != self.model.params.text_dim:
-            raise UserError(
-                f"the text encoder in {build.model_folder(self.config)} makes embeddings of {text.shape[-1]} numbers "
-                f"where generator_ckpt {self.config.generator_ckpt} takes {self.model.params.text_dim}; "
-                "set the model_name that it belongs to"
-            )
-        return text
+        return torch.stack([self.embeddings[prompt] for prompt in prompts])
 
 
 def load(config: str | Path | RunConfig, prompts: Sequence[str] = (), **overrides: Any) -> Pipeline:
@@ -123,13 +115,12 @@ def load(config: str | Path | RunConfig, prompts: Sequence[str] = (), **override
         config = load_config(config, overrides)
     elif overrides:
         raise TypeError("settings are frozen: give the overrides to load_config")
-    build.check(config)
+    config = build.check(config)
     embeddings = build.embed(config, prompts) if prompts else {}
     device, dtype = build.placement(config)
     model = build.build_model(config, device, dtype)
     descriptor = build.build_descriptor(config, model.params, device)
-    build.check_memory(config, model.params, device, dtype)
-    vae = build.build_vae(config, model.params, device, dtype)
+    vae = build.build_vae(config, device, dtype)
     return Pipeline(config, device, model, vae, descriptor, embeddings)
 
 

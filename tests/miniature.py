@@ -44,6 +44,7 @@ def make_family(root: Path, seed: int = 0) -> dict:
         "generator_ckpt": str(root / "checkpoints" / "miniature.safetensors"),
         "data_path": str(root / "prompts.txt"),
         "output_folder": str(root / "videos"),
+        "text_cache": str(root / "text_cache"),
         "num_output_frames": 24,
         "height": HEIGHT,
         "width": WIDTH,

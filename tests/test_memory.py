@@ -253,6 +253,6 @@ def test_a_run_with_bounded_tiers_keeps_its_memory_flat():
             cache.join(layer, *torch.zeros(3, 1, 3 * TOKENS, PARAMS.num_heads, PARAMS.head_dim))
         index.add(torch.randn(1, 3, 4, 2, 2))
         if block in (40, 119):
-            buffers = [len(tier.buffers) for tier in memory.memory.tiers]
+            buffers = [len(tier.slabs) for tier in memory.memory.tiers]
             counts.append((memory.nbytes, buffers, len(memory.held), len(index.rows), len(index.table)))
     assert counts[0] == counts[1]

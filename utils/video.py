@@ -35,7 +35,7 @@ class VideoWriter:
             pix_fmt_out="yuv420p",
             macro_block_size=1,
             quality=None,
-            ffmpeg_log_level="error",
+            ffmpeg_log_level="quiet",
             output_params=["-crf", "18", "-movflags", "+frag_keyframe+empty_moov"],
         )
         self.stream.send(None)

@@ -73,7 +73,7 @@ class TextEncoder:
             return_tensors="pt",
         ).to(self.model.device)
         x = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-        return x * tokens.attention_mask.unsqueeze(-1).to(x.dtype)
+        return x * tokens.attention_mask.unsqueeze(-1).to(x)
 
 
 def clean(prompt: str) -> str:

@@ -1,0 +1,82 @@
+"""Seconds and peak host memory of loading a part, or of generating one block: `python -m benchmarks.weights ROOT PART`.
+
+ROOT is a folder as `download.sh` or `tests.make_random_weights` fills it. One part a process, because the peak is the
+process's own; it is printed beside what the imports alone take.
+"""
+
+import argparse
+import resource
+import time
+from pathlib import Path
+
+from utils.download import WAN_FOLDER
+from utils.errors import run
+
+PARTS = ("generator", "text_encoder", "vae", "check", "block")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__.split("\n")[0])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--height", type=int, default=64, help="for `check` and `block` [%(default)s]")
+    parser.add_argument("--width", type=int, default=96)
+    arguments = parser.parse_args()
+    import torch
+
+    from pipeline import build
+    from pipeline.config import RunConfig
+    from wan.checkpoint import load_generator
+    from wan.text_encoder import load_umt5
+    from wan.vae import load_vae
+
+    folder, dtype = arguments.root / WAN_FOLDER, getattr(torch, arguments.dtype)
+    generator = arguments.root / "checkpoints" / "causal_forcing.pt"
+    encoder = folder / "models_t5_umt5-xxl-enc-bf16.pth"
+    vae = folder / "Wan2.1_VAE.pth"
+    config = RunConfig(
+        str(generator), model_root=str(folder.parent), dtype=arguments.dtype, device="cpu",
+        height=arguments.height, width=arguments.width, num_output_frames=3,
+    )  # fmt: skip
+    before, started = peak(), time.perf_counter()
+    if arguments.part == "block":
+        block(config, build)
+    elif arguments.part == "check":
+        build.check(config)
+    elif arguments.part == "generator":
+        load_generator(generator, folder.name, folder, device="cpu", dtype=dtype)
+    elif arguments.part == "text_encoder":
+        load_umt5(encoder, "cpu", dtype)
+    else:
+        load_vae(vae, "cpu", dtype)
+    seconds = time.perf_counter() - started
+    size = {"generator": generator, "text_encoder": encoder, "vae": vae}.get(arguments.part)
+    file = f"file {size.stat().st_size / 1e9:.2f} GB, " if size else ""
+    print(f"{arguments.part} {arguments.dtype}: {file}{seconds:.1f} s, peak {peak() / 1e9:.2f} GB,", end=" ")
+    print(f"of which {before / 1e9:.2f} GB are the imports")
+
+
+def block(config, build) -> None:
+    """Load the transformer and generate one block from an empty prompt."""
+    import torch
+
+    from pipeline.noise import SeededNoise
+    from pipeline.pipeline import Pipeline
+
+    device, dtype = build.placement(config)
+    model = build.build_model(config, device, dtype)
+    pipeline = Pipeline(config, device, model, None, None)
+    started = time.perf_counter()
+    text = torch.zeros(1, model.params.text_len, model.params.text_dim)
+    (made,) = pipeline.blocks_of(text, SeededNoise(0, [(0, 0)]))
+    print(f"one block {tuple(made.latents.shape)}: {time.perf_counter() - started:.1f} s, std {made.latents.std():.2f}")
+
+
+def peak() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    run(main)

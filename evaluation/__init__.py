@@ -1,0 +1,1 @@
+"""Did the long video get better? Measures, compares and shows folders of videos."""

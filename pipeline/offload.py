@@ -1,0 +1,73 @@
+"""How a model's weights are kept: in fewer bits, or in host memory while they are not used."""
+
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+
+import torch
+from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
+from torch import nn
+
+from utils.errors import UserError
+from wan.model import CausalWanModel
+
+KEPT = ("norm",)  # small and sensitive: never in fewer bits
+
+
+def cast(blocks: nn.Module, dtype: torch.dtype) -> None:
+    """FP8 without scales, cast back layer by layer (diffusers' layerwise casting)."""
+    apply_layerwise_casting(blocks, torch.float8_e4m3fn, dtype, skip_modules_pattern=KEPT)
+
+
+def quantise(blocks: nn.Module, dtype: torch.dtype, config: str) -> None:
+    """FP8 or INT8 with scales through torchao; computes in `dtype`."""
+    quantization = _torchao()
+    quantization.quantize_(blocks, getattr(quantization, config)())
+
+
+# Name -> how the linears of the blocks are kept; None leaves them as they are.
+FORMS: dict[str, Callable[[nn.Module, torch.dtype], None] | None] = {
+    "same": None,
+    "cast_fp8": cast,
+    "fp8": partial(quantise, config="Float8WeightOnlyConfig"),
+    "int8": partial(quantise, config="Int8WeightOnlyConfig"),
+}
+
+
+def require(form: str) -> None:
+    """Refuse a form whose package is not installed."""
+    if form in ("fp8", "int8"):
+        _torchao()
+
+
+def shrink(model: CausalWanModel, form: str) -> None:
+    """Keep the weights of the blocks in a form of `FORMS`; everything else stays as it is."""
+    if FORMS[form]:
+        FORMS[form](model.blocks, model.dtype)
+
+
+def offload_transformer(model: CausalWanModel, device: torch.device) -> None:
+    """Weights stay in host memory; each layer visits `device` for its call, copied ahead on a stream of its own.
+
+    By leaves, not by blocks: `encode_text` calls some of a block's layers without the block.
+    """
+    streams = device.type == "cuda"
+    model.enable_group_offload(device, offload_type="leaf_level", use_stream=streams, non_blocking=streams)
+
+
+def offload_text_encoder(encoder: nn.Module, device: torch.device) -> None:
+    """The same for a transformers encoder, block by block; its embedding table visits `device` as a whole."""
+    streams = device.type == "cuda"
+    apply_group_offloading(
+        encoder, device, offload_type="block_level", num_blocks_per_group=1, use_stream=streams, non_blocking=streams
+    )
+
+
+def _torchao() -> ModuleType:
+    try:
+        from torchao import quantization  # an extra: `pip install torchao`
+    except ImportError as error:
+        raise UserError(
+            "weights fp8 and int8 need torchao; pip install torchao, or use weights: cast_fp8 or same"
+        ) from error
+    return quantization

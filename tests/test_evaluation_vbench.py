@@ -1,0 +1,163 @@
+"""VBench-Long from outside: what is laid out for it, what it is called with, what is read from it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluation.match import Method
+from evaluation.statistics import average_ranks
+from evaluation.vbench import (
+    DIMENSIONS,
+    PUBLISHED,
+    command,
+    export_method,
+    published_scores,
+    read_scores,
+    table,
+    warnings,
+)  # fmt: skip
+from utils.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+RANKS = json.loads(PUBLISHED.read_text())["average_rank_60"]
+# Stands in for VBench-Long: writes what it writes, fails on one dimension, and checks its options.
+STAND_IN = """\
+import argparse, json, os
+parser = argparse.ArgumentParser()
+for name in ("videos_path", "output_path", "dimension", "mode", "full_json_dir", "clip_length_config",
+             "slow_fast_eval_config", "subject_mapping_file_path", "background_mapping_file_path",
+             "sb_clip2clip_feat_extractor", "bg_clip2clip_feat_extractor", "imaging_quality_preprocessing_mode"):
+    parser.add_argument("--" + name, required=True)
+parser.add_argument("--dev_flag", action="store_true", required=True)
+args = parser.parse_args()
+videos = [name for name in os.listdir(args.videos_path) if name.endswith(".mp4")]
+if args.dimension == "dynamic_degree" and not os.path.exists(os.path.join(os.path.dirname(__file__), "fixed")):
+    raise SystemExit(1)
+details = [{"video_path": name, "inclip_score": 0.9, "clip2clip_score": 0.8, "video_results": 0.85} for name in videos]
+os.makedirs(args.output_path, exist_ok=True)
+with open(os.path.join(args.output_path, "results_2026-01-01-00:00:00_eval_results.json"), "w") as file:
+    json.dump({args.dimension: [0.5 + len(videos) / 10, details]}, file)
+"""
+
+
+def vbench(*arguments: object) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "evaluation.vbench", *map(str, arguments)]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture
+def method(tmp_path):
+    folder = tmp_path / "my_videos"
+    folder.mkdir()
+    keys = {("a cat_and_dog", 0): "a cat_and_dog-0.mp4", ("a cat_and_dog", 1): "a cat_and_dog-1.mp4"}
+    for name in keys.values():
+        (folder / name).write_bytes(name.encode())
+    return Method("my_method", folder, {key: folder / name for key, name in keys.items()})
+
+
+def write_result(folder: Path, dimension: str, score: float, details: list | None = None, name: str = "r") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}_eval_results.json").write_text(json.dumps({dimension: [score, details or []]}))
+
+
+@pytest.mark.parametrize("backbone", RANKS)
+def test_average_ranks_of_the_published_numbers_are_the_papers(backbone):
+    ranks, used = average_ranks(published_scores(backbone), dict.fromkeys(DIMENSIONS, 1))
+    assert used == list(DIMENSIONS)
+    assert ranks == pytest.approx(RANKS[backbone], abs=0.005) and ranks["longlive_rag"] == pytest.approx(4 / 3)
+
+
+def test_names_have_no_underscore_and_end_in_a_number(method, tmp_path):
+    folder = export_method(method, tmp_path / "out")
+    assert sorted(path.name for path in folder.glob("*.mp4")) == ["00000-0.mp4", "00000-1.mp4"]
+    assert (folder / "00000-1.mp4").read_bytes() == b"a cat_and_dog-1.mp4"
+    numbered = Method("n", method.path, {("00012", 3): next(iter(method.videos.values()))})
+    assert [path.name for path in export_method(numbered, tmp_path / "out").glob("*.mp4")] == ["00012-3.mp4"]
+
+
+def test_a_folder_made_for_other_videos_is_refused(method, tmp_path):
+    folder = export_method(method, tmp_path / "out")
+    (folder / "split_clip").mkdir()
+    assert export_method(method, tmp_path / "out") == folder
+    next(iter(method.videos.values())).write_bytes(b"another video")
+    with pytest.raises(UserError, match="was made for other videos"):
+        export_method(method, tmp_path / "out")
+
+
+def test_the_command_spells_out_what_the_defaults_get_wrong(tmp_path):
+    words = command("python3.10", Path("VBench"), tmp_path, "subject_consistency")
+    assert words[:2] == ["python3.10", "VBench/vbench2_beta_long/eval_long.py"] and words[-1] == "--dev_flag"
+    options = dict(zip(words[2:-1:2], words[3:-1:2], strict=True))
+    assert options["--mode"] == "long_custom_input" and options["--dimension"] == "subject_consistency"
+    assert options["--sb_clip2clip_feat_extractor"] == "dinov2"
+
+
+def test_a_dimension_that_was_not_run_is_not_zero(tmp_path):
+    write_result(tmp_path / "a", "subject_consistency", 0.9352)
+    scores = read_scores(tmp_path)
+    assert scores["subject_consistency"] == pytest.approx(93.52)
+    assert all(scores[name] is None for name in DIMENSIONS[1:])
+    other = dict.fromkeys(DIMENSIONS, 50.0)
+    lines = table({"mine": scores, "other": other}).splitlines()
+    assert lines[2].split() == ["mine", "93.52", "-", "-", "-", "-", "-", "1.00", "(of", "1)"]
+    assert lines[3].endswith("2.00 (of 1)")
+
+
+def test_results_that_mislead_are_named(tmp_path):
+    fused = {"inclip_score": 0.9, "clip2clip_score": 0.7, "video_results": 0.8}
+    write_result(tmp_path, "subject_consistency", 0.8, [fused], "good")
+    assert warnings(tmp_path) == []
+    write_result(tmp_path, "subject_consistency", 0.9, [fused | {"video_results": 0.9}], "a")
+    write_result(tmp_path, "background_consistency", 0.9, [fused, fused | {"clip2clip_score": 0}], "b")
+    assert sorted(warnings(tmp_path)) == [
+        "a_eval_results.json: subject_consistency was run without --dev_flag, its long-range half counts 0",
+        "b_eval_results.json: background_consistency found no long-range score of 1 of 2 videos",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content, words", [("{", "is broken"), ("[]", "is broken"), ('{"imaging_quality": [68.1]}', "68.1")]
+)
+def test_a_result_that_cannot_be_one_is_named(tmp_path, content, words):
+    (tmp_path / "x_eval_results.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        read_scores(tmp_path)
+
+
+def test_export_run_and_table_work_end_to_end_and_go_on_after_a_failure(method, tmp_path):
+    long = tmp_path / "VBench" / "vbench2_beta_long"
+    (long / "configs").mkdir(parents=True)
+    (long / "eval_long.py").write_text(STAND_IN)
+    out = tmp_path / "out"
+    run = vbench("export", f"mine={method.path}", "--out", out)
+    assert run.returncode == 0 and run.stdout.count("--dev_flag") == 6, run.stderr
+    words = ["run", out, "--vbench", tmp_path / "VBench", "--python", sys.executable]
+    assert "slow_fast_params.yaml does not exist" in vbench(*words).stderr
+    for name in ("slow_fast_params.yaml", "clip_length_mix.yaml"):
+        (long / "configs" / name).touch()
+    run = vbench(*words)
+    assert run.returncode == 2 and "VBench failed on mine dynamic_degree" in run.stderr
+    (long / "fixed").touch()
+    run = vbench(*words)
+    assert run.returncode == 0 and run.stdout.count("is there already") == 5, run.stderr
+    run = vbench("table", out, "--backbone", "self_forcing")
+    assert run.returncode == 0 and "warning" not in run.stdout
+    mine = next(line for line in run.stdout.splitlines() if line.startswith("mine"))
+    assert mine.split() == ["mine", *["70.00"] * 6, "-"] and "longlive_rag" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "required: ACTION"),
+        (["table", "no/such/results"], "no/such/results does not exist"),
+        (["table", "--backbone", "selfforcing"], "did you mean 'self_forcing'?"),
+        (["run", "{tmp}", "--vbench", "{tmp}", "--python", "python"], "eval_long.py does not exist"),
+    ],
+)
+def test_a_wrong_command_is_one_line(tmp_path, arguments, words):
+    run = vbench(*(word.format(tmp=tmp_path) for word in arguments))
+    assert run.returncode == 2 and words in run.stderr and run.stderr.count("\n") == 1
