@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.optim import Optimizer
 
@@ -120,8 +120,11 @@ def resume(
 def export(path: Path, target: Path) -> None:
     """Write what inference needs of the checkpoint `path`: the weights as safetensors, `config` and `files` beside."""
     content = read_tensors(path, "checkpoint", "train first")
+    metadata = {key: json.dumps(content[key]) for key in ("config", "files")}
     with atomic(target) as temporary:
-        save_file(content["model"], temporary, {key: json.dumps(content[key]) for key in ("config", "files")})
+        temporary.write_bytes(
+            to_safetensors(content["model"], metadata)
+        )  # save_file would make it private to its owner
 
 
 def write_curve(path: Path, history: list[dict[str, float]]) -> None:

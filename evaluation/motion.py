@@ -8,7 +8,8 @@ import numpy as np
 from evaluation.picture import thumbprint
 
 NEIGHBOURS, OWN = 8, 1  # frames on either side a jump is compared with, less those that belong to it
-SEAM_Z, SEAM_RATIO, SEAM_LEVELS = 5.0, 2.0, 2.0
+SEAM_Z, SEAM_LEVELS = 5.0, 2.0
+SEAM_RATIOS = np.array([2.5, 2.0])  # of the mean over the picture, of the geometric mean over its cells
 CUT_CORRELATION = 0.5
 MAX_SEAMS = 100
 FROZEN_LEVELS = 1.0  # a frame is frozen when no cell of GRID has changed by this much on average
@@ -50,7 +51,8 @@ class SeamDetector:
     Two differences are followed: the mean over the picture, and the geometric mean over the cells of a grid, which
     is large only for a jump that happens everywhere at once, as no moving object does. One of them, d, must exceed
     the median m of its neighbours by z = (d - m) / max(1.4826 MAD, m / 10, 1/4 level) >= 5 and by 2 levels,
-    and the largest of them twofold. The differences next to it belong to the jump and are not neighbours.
+    and the largest of them 2.5-fold (the mean) or 2-fold (the geometric mean). The differences next to it belong to
+    the jump and are not neighbours.
     """
 
     def __init__(self, fps: float) -> None:
@@ -79,10 +81,10 @@ class SeamDetector:
         median = np.median(others, axis=0)
         spread = np.maximum(1.4826 * np.median(np.abs(others - median), axis=0), np.maximum(0.1 * median, 0.25))
         z, ratio = (difference - median) / spread, difference / np.maximum(others.max(0), 0.25)
-        stands_out = (z >= SEAM_Z) & (ratio >= SEAM_RATIO) & (difference - median >= SEAM_LEVELS)
+        stands_out = (z >= SEAM_Z) & (ratio >= SEAM_RATIOS) & (difference - median >= SEAM_LEVELS)
         if not stands_out.any():
             return
-        best = int(np.argmax(np.where(stands_out, ratio, 0)))
+        best = int(np.argmax(np.where(stands_out, ratio / SEAM_RATIOS, 0)))
         kind = "cut" if correlation < CUT_CORRELATION else "seam"
         seam = Seam(
             frame, round((frame + 1) / self.fps, 3), round(float(z[best]), 2), round(float(ratio[best]), 2), kind

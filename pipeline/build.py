@@ -185,5 +185,5 @@ def describe(config: RunConfig) -> str:
         between = f"; {frames} frames before them are neither attended to nor retrievable yet"
     return (
         f"context: [sink {layout.sink}{retrieved} | local {local}] latent frames, the {layout.block} new ones "
-        f"included{between}\nmemory: {config.memory}\n{found.plan.table()}"
+        f"included{between}\nmemory ({config.memory}): {found.plan.summary()}"
     )

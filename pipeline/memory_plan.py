@@ -81,7 +81,7 @@ class MemoryPlan:
     def table(self) -> str:
         """The plan for a person to read, in GB."""
         places = [place for place, _ in self._places()]
-        rows = [("memory in GB", *places)]
+        rows = [("GB", *places)]
         for phase in self.phases:
             for part in (part for part in phase.parts if part.device or part.host):
                 name = f"  {part.name}{', estimated' if part.estimated else ''}"
@@ -97,6 +97,13 @@ class MemoryPlan:
             if phase.total(place) > free
         ]
         return "\n".join([*lines, *(f"note: {line}; see docs/weights.md" for line in tight)])
+
+    def summary(self) -> str:
+        """The table on lines of its own, or a few words where no phase takes a gigabyte."""
+        needs = {place: max(phase.total(place) for phase in self.phases) for place, _ in self._places()}
+        if max(needs.values()) > GB:
+            return f"\n{self.table()}"
+        return ", ".join(f"{_gigabytes(needs[place])} of {_gigabytes(free)} GB {place}" for place, free in self._places())
 
     def spare(self) -> int:
         """Bytes of device memory that no phase will use, less a tenth for the allocator; 0 without a GPU."""

@@ -40,7 +40,7 @@ def test_phases_follow_each_other_and_estimates_refuse_nothing():
 def test_the_table_shows_every_part_and_what_may_be_tight():
     tight = plan(Free(12 * GB, 40 * GB), Part("weights", 9 * GB), Part("work", 4 * GB, estimated=True))
     rows = tight.table().splitlines()
-    assert rows[0].split() == ["memory", "in", "GB", "device", "host"]
+    assert rows[0].split() == ["GB", "device", "host"]
     assert "  work, estimated" in rows[4] and rows[4].split()[-2:] == ["4.0", "-"]
     assert rows[5].split() == ["generating,", "in", "all", "13.0", "-"] and rows[6].split() == ["free", "12.0", "40.0"]
     assert rows[7].startswith("note: generating may not fit into device memory")

@@ -21,6 +21,7 @@ BELOW = {  # package -> what it may import of ours
     "wan": {"wan", "utils"},
     "ae": {"ae", "utils"},
     "pipeline": {"pipeline", "wan", "ae", "utils"},
+    "evaluation": {"evaluation", "utils"},
 }
 ENTRY_POINTS = {"ae/evaluate.py"}  # run with `python -m`, not imported
 OURS = {*BELOW, "tinyworld", "tests", "inference", "generate_latent", "benchmarks"}
