@@ -121,10 +121,8 @@ def export(path: Path, target: Path) -> None:
     """Write what inference needs of the checkpoint `path`: the weights as safetensors, `config` and `files` beside."""
     content = read_tensors(path, "checkpoint", "train first")
     metadata = {key: json.dumps(content[key]) for key in ("config", "files")}
-    with atomic(target) as temporary:
-        temporary.write_bytes(
-            to_safetensors(content["model"], metadata)
-        )  # save_file would make it private to its owner
+    with atomic(target) as temporary:  # save_file would make the file private to its owner
+        temporary.write_bytes(to_safetensors(content["model"], metadata))
 
 
 def write_curve(path: Path, history: list[dict[str, float]]) -> None:

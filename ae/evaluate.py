@@ -24,14 +24,14 @@ def main() -> None:
     import torch
 
     from ae.judge import judge
-    from ae.metrics import Window
     from ae.plots import draw_evaluation
+    from pipeline.context import Layout, RetrievedMemory
 
     out = require_writable(args.out)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    window = Window(args.local, args.sink, args.memory, args.exclude, args.block)
+    policy = RetrievedMemory(Layout(args.local, args.sink, args.memory, args.exclude, args.block))
     rules, paths = _load(args, device)
-    report = judge(rules, paths, window, args.overlap, device)
+    report = judge(rules, paths, policy, args.overlap, device)
     write_json(out / "evaluation.json", report)
     draw_evaluation(report, out / "evaluation.png")
     print(f"{report['clips']} clips, {report['blocks']} blocks with a choice\n\n{_table(report['rules'])}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ae.dataset import open_latents
-from ae.metrics import METRICS, Clip, Views, Window, bootstrap, retrieve, similarity_by_distance
+from ae.metrics import METRICS, Clip, Policy, Views, bootstrap, retrieve, similarity_by_distance
 from utils.errors import UserError
 
 BASELINE = "avg_pool"
@@ -46,7 +46,7 @@ class Rule:
             values.append(torch.tensor([clip.judge(start, frames) for start, frames in found]).nanmean(0))
             self.curves.append(similarity_by_distance(descriptors))
             for start, frames in found:
-                candidates = clip.window.candidates(start)
+                candidates = clip.policy.candidates(start)
                 for frame in frames:
                     self.tenths[TENTHS * candidates.index(frame) // len(candidates)] += 1
         self.values.append(torch.stack(values))
@@ -63,7 +63,7 @@ class Noise:
 
 
 @torch.inference_mode()
-def judge(rules: list[Rule], paths: list[Path], window: Window, overlap: float, device: str) -> dict[str, Any]:
+def judge(rules: list[Rule], paths: list[Path], policy: Policy, overlap: float, device: str) -> dict[str, Any]:
     """Run every rule on every clip that is long enough; returns the report as plain data.
 
     Raises:
@@ -71,7 +71,7 @@ def judge(rules: list[Rule], paths: list[Path], window: Window, overlap: float, 
     """
     blocks, clips, longest = 0, 0, 0
     for path, latents in _clips(paths):
-        clip = Clip(latents, window, read_views(path, len(latents)), overlap)
+        clip = Clip(latents, policy, read_views(path, len(latents)), overlap)
         longest = max(longest, len(latents))
         if clip.blocks:
             clips, blocks = clips + 1, blocks + len(clip.blocks)
@@ -79,10 +79,10 @@ def judge(rules: list[Rule], paths: list[Path], window: Window, overlap: float, 
                 rule.run(clip, latents.to(device))
     if not clips:
         raise UserError(
-            f"the longest clip has {longest} frames, and no block in it has more than the {window.memory_size} "
+            f"the longest clip has {longest} frames, and no block in it has more than the {policy.layout.memory} "
             "candidates that it may retrieve; make longer clips"
         )
-    settings = {"window": asdict(window), "overlap": overlap, "clips": clips, "blocks": blocks}
+    settings = {"layout": asdict(policy.layout), "overlap": overlap, "clips": clips, "blocks": blocks}
     return settings | {"rules": _summaries(rules)}
 
 

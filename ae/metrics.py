@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,30 +12,21 @@ from torch.nn import functional as F
 METRICS = ("hit", "precision", "recall", "recovered", "redundancy", "spread")
 
 
-@dataclass(frozen=True)
-class Window:
-    """Which frames a block may retrieve, in latent frames; the names and defaults of the inference configs."""
+class Policy(Protocol):
+    """What judging asks of a context policy; `pipeline.context.RetrievedMemory` is one."""
 
-    local_attn_size: int = 12
-    sink_size: int = 1
-    memory_size: int = 6
-    recent_exclude: int = 5
-    num_frame_per_block: int = 3
+    layout: Any  # with the sizes `memory` and `block`
 
-    def candidates(self, start: int) -> range:
-        """Frames that the block starting at frame `start` may retrieve: evicted, and not among the latest."""
-        evicted = max(0, start - self.local_attn_size)
-        return range(self.sink_size, self.sink_size + max(evicted - self.recent_exclude, 0))
+    def candidates(self, start: int) -> range: ...
 
-    def attended(self, start: int) -> list[int]:
-        """Earlier frames that the block attends to whatever is retrieved: the sink and the local ones."""
-        local = self.local_attn_size - self.sink_size - self.memory_size - self.num_frame_per_block
-        return [*range(self.sink_size), *range(max(self.sink_size, start - local), start)]
+    def plan(self, start: int) -> Any:
+        """What the block at `start` attends to whatever is retrieved: `sink` and `local` frames."""
 
-    def blocks(self, frames: int) -> list[int]:
-        """First frames of the blocks that have a choice: more candidates than they retrieve."""
-        starts = range(0, frames - self.num_frame_per_block + 1, self.num_frame_per_block)
-        return [start for start in starts if len(self.candidates(start)) > self.memory_size]
+
+def choices(policy: Policy, frames: int) -> list[int]:
+    """First frames of the blocks of a clip that have a choice: more candidates than they retrieve."""
+    size = policy.layout.block
+    return [s for s in range(0, frames - size + 1, size) if len(policy.candidates(s)) > policy.layout.memory]
 
 
 @dataclass(frozen=True)
@@ -63,14 +55,14 @@ class Views:
 class Clip:
     """One clip of latents with all that judging needs, computed once for every rule."""
 
-    def __init__(self, latents: Tensor, window: Window, views: Views | None = None, overlap: float = 0.75):
+    def __init__(self, latents: Tensor, policy: Policy, views: Views | None = None, overlap: float = 0.75):
         """Prepare.
 
         Args:
             latents: [F, C, H, W].
             overlap: part of a block's frame that a frame of the past must show to count as the same place.
         """
-        self.window, self.blocks = window, window.blocks(len(latents))
+        self.policy, self.blocks = policy, choices(policy, len(latents))
         x = latents.float().flatten(1)
         self.distance = torch.cdist(x, x)  # [F, F]
         unit = F.normalize(x - x.mean(0), dim=1)
@@ -89,8 +81,8 @@ class Clip:
         redundancy: mean cosine between retrieved latents, less the clip's mean latent.
         spread: mean distance in time between two retrieved frames, in frames.
         """
-        candidates = self.window.candidates(start)
-        chosen, block = torch.tensor(frames), slice(start, start + self.window.num_frame_per_block)
+        candidates = self.policy.candidates(start)
+        chosen, block = torch.tensor(frames), slice(start, start + self.policy.layout.block)
         pairs = torch.combinations(torch.arange(len(frames)))
         a, b = chosen[pairs].T if len(pairs) else (chosen, chosen)
         gaps = self.distance[block, candidates.start : candidates.stop].amin(0)
@@ -105,7 +97,8 @@ class Clip:
         found = int(same[chosen].sum())
         recall = found / min(relevant, len(chosen)) if relevant else math.nan
         precision = found / len(chosen) if relevant else math.nan
-        missing = self.shown[block].any(0) & ~self.shown[self.window.attended(start)].any(0)
+        plan = self.policy.plan(start)
+        missing = self.shown[block].any(0) & ~self.shown[[*plan.sink, *plan.local]].any(0)
         missing &= self.shown[candidates.start : candidates.stop].any(0)
         recovered = (missing & self.shown[chosen].any(0)).sum() / missing.sum()  # nan when nothing is missing
         return [precision, recall, recovered.item()]
@@ -121,9 +114,9 @@ def retrieve(descriptors: Tensor, clip: Clip, rule: Callable[[Tensor, Sequence[i
     unit = F.normalize(descriptors.float(), dim=1)
     found = []
     for start in clip.blocks:
-        candidates = clip.window.candidates(start)
+        candidates = clip.policy.candidates(start)
         similarities = unit[candidates.start : candidates.stop] @ unit[start - 1]
-        chosen = rule(similarities, candidates, clip.window.memory_size)
+        chosen = rule(similarities, candidates, clip.policy.layout.memory)
         found.append((start, [candidates[i] for i in chosen]))
     return found
 

@@ -18,7 +18,6 @@ from pipeline.codec import Codec, build_codec
 from pipeline.retrieval import Retrieval
 from utils.errors import UserError
 
-
 SLAB_BYTES = 1 << 32  # of pinned host memory, made at once
 
 

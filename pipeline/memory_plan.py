@@ -100,10 +100,10 @@ class MemoryPlan:
 
     def summary(self) -> str:
         """The table on lines of its own, or a few words where no phase takes a gigabyte."""
-        needs = {place: max(phase.total(place) for phase in self.phases) for place, _ in self._places()}
-        if max(needs.values()) > GB:
+        needs = [(place, max(phase.total(place) for phase in self.phases), free) for place, free in self._places()]
+        if max(need for _, need, _ in needs) > GB:
             return f"\n{self.table()}"
-        return ", ".join(f"{_gigabytes(needs[place])} of {_gigabytes(free)} GB {place}" for place, free in self._places())
+        return ", ".join(f"{_gigabytes(need)} of {_gigabytes(free)} GB {place}" for place, need, free in needs)
 
     def spare(self) -> int:
         """Bytes of device memory that no phase will use, less a tenth for the allocator; 0 without a GPU."""

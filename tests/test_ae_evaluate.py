@@ -10,11 +10,16 @@ import torch
 
 from ae import evaluate
 from ae.judge import Noise, Rule, judge, read_views
-from ae.metrics import METRICS, Clip, Views, Window, bootstrap, retrieve, similarity_by_distance
+from ae.metrics import METRICS, Clip, Views, bootstrap, choices, retrieve, similarity_by_distance
+from pipeline.context import Layout, RetrievedMemory
 from pipeline.retrieval import SELECTIONS, AvgPool, Retrieval
 from utils.errors import UserError, run
 
 GOLDENS = Path(__file__).parent / "goldens"
+
+
+def policy(memory: int = 6) -> RetrievedMemory:
+    return RetrievedMemory(Layout(window=12, sink=1, memory=memory, recent_exclude=5))
 
 
 def pan(frames: int, seed: int = 0) -> tuple[torch.Tensor, dict]:
@@ -37,22 +42,17 @@ def clips(tmp_path):
     return tmp_path
 
 
-def test_candidates_and_attended_frames_follow_the_layout():
-    window = Window()
-    assert [len(window.candidates(start)) for start in (0, 15, 18, 21, 24)] == [0, 0, 1, 4, 7]
-    assert window.candidates(24) == range(1, 8)
-    assert window.attended(24) == [0, 22, 23]
-    assert window.blocks(30) == [24, 27]
-    assert window.blocks(26) == []
+def test_only_blocks_with_a_choice_are_judged():
+    assert choices(policy(), 30) == [24, 27]
+    assert choices(policy(), 26) == []
 
 
 def test_retrieval_is_the_engines():
     latents = torch.randn(1, 30, 16, 4, 6)
-    window = Window()
-    clip = Clip(latents[0], window)
+    clip = Clip(latents[0], policy())
     engine = Retrieval(AvgPool())
     engine.add(latents[:, :24])
-    selection = engine.select(window.candidates(24), 6)
+    selection = engine.select(policy().candidates(24), 6)
     start, frames = retrieve(AvgPool()(latents)[0], clip, SELECTIONS["similarity"])[0]
     assert (start, tuple(frames)) == (24, selection.frames[0])
 
@@ -73,8 +73,8 @@ def test_the_figures_of_a_block_by_hand():
     )
     latents[0] += 50  # the sink looks at something else
     views = Views((99.0, *(12.0 * place for place in places[1:])), view=12)
-    clip = Clip(latents, Window(memory_size=3), views)
-    assert clip.window.attended(24)[0] == 0
+    clip = Clip(latents, policy(3), views)
+    assert clip.policy.plan(24).sink == (0,)
     values = dict(zip(METRICS, clip.judge(24, [1, 2, 4]), strict=True))
     assert values["hit"] == pytest.approx(2 / 3)
     assert values["precision"] == pytest.approx(2 / 3)
@@ -84,7 +84,7 @@ def test_the_figures_of_a_block_by_hand():
     values = dict(zip(METRICS, clip.judge(24, [4, 5, 6]), strict=True))
     assert [values[name] for name in ("hit", "precision", "recall", "recovered")] == [0, 0, 0, 0]
     assert values["redundancy"] > 0.9
-    assert math.isnan(Clip(latents, Window(memory_size=3)).judge(24, [1, 2, 4])[1])
+    assert math.isnan(Clip(latents, policy(3)).judge(24, [1, 2, 4])[1])
 
 
 def test_similarity_is_averaged_over_frames_equally_far_apart():
@@ -118,7 +118,7 @@ def test_a_rule_that_knows_the_place_beats_one_that_does_not(clips):
     similarity = SELECTIONS["similarity"]
     rules = [Rule("random", [Noise(0)], similarity), Rule("avg_pool", [AvgPool()], similarity)]
     rules.append(Rule("knows", [knows], similarity))
-    report = judge(rules, sorted(clips.glob("*.pt")), Window(), 0.75, "cpu")
+    report = judge(rules, sorted(clips.glob("*.pt")), policy(), 0.75, "cpu")
     assert (report["clips"], report["blocks"]) == (3, 42)
     metrics = {name: rule["metrics"] for name, rule in report["rules"].items()}
     assert metrics["random"]["recall"][0] < 0.6 < metrics["knows"]["recall"][0]

@@ -63,8 +63,10 @@ launch_torchrun() {
     elif command -v nvidia-smi >/dev/null && [ -z "${CUDA_VISIBLE_DEVICES:-}" ]; then
         processes=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || processes=1
     fi
+    processes=${NGPU:-$processes}
+    [ "$processes" -gt 1 ] && export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's own choice, without its notice
     if [ -n "${NNODES:-}" ]; then
         set -- --nnodes "$NNODES" --node-rank "${NODE_RANK:-0}" --master-addr "${MASTER_ADDR:-localhost}" "$@"
     fi
-    python -m utils.launch --nproc-per-node "${NGPU:-$processes}" --master-port "${PORT:-29500}" "$@"
+    python -m utils.launch --nproc-per-node "$processes" --master-port "${PORT:-29500}" "$@"
 }
