@@ -136,10 +136,18 @@ def test_a_corpus_is_the_same_for_any_number_of_processes_and_after_an_interrupt
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
     latents = torch.load(one / names[0], weights_only=True)
     assert latents.shape == (24, 16, HEIGHT // 8, WIDTH // 8) and latents.dtype == torch.bfloat16
-    wanted = (one / names[1]).read_bytes()
-    (one / names[1]).unlink()
-    call(generate_latent.main, monkeypatch, config, f"output_folder={one}")
-    assert (one / names[1]).read_bytes() == wanted
+    killed = tmp_path / "killed"
+    run = subprocess.Popen(
+        [sys.executable, "generate_latent.py", config, f"output_folder={killed}"],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    while not (killed / names[0]).exists() and run.poll() is None:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert {path.name for path in killed.glob("[!.]*")} < {*names, "manifest.json"}
+    call(generate_latent.main, monkeypatch, config, f"output_folder={killed}")
+    assert all((killed / name).read_bytes() == (one / name).read_bytes() for name in (*names, "manifest.json"))
     with pytest.raises(UserError, match="made with other seed, config"):
         call(generate_latent.main, monkeypatch, config, f"output_folder={one}", "seed=1")
 

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pipeline.context import Layout, RetrievedMemory, SlidingWindow
 from pipeline.kv_cache import KVCache
-from tinyworld import backbone, judge, plans
+from tinyworld import backbone, judge, plans, report
 from tinyworld.backbone import Backbone, forward
 from tinyworld.captions import COLOURS, DIRECTIONS, GROUNDS, KINDS, SPEEDS, TIMES, Meaning, caption, parse
 from tinyworld.context import BlockPlan
@@ -168,13 +167,13 @@ def test_every_training_context_holds_only_the_past_and_no_frame_twice(seed):
 
 
 def small(folder: Path) -> list[str]:
-    stages = "[{steps: 2, frames: 1, batch: 2}, {steps: 2, frames: 5, batch: 1, decoder_only: true}]"
+    stages = "[{steps: 2, frames: 1, batch: 2}, {steps: 2, frames: 5, batch: 1}]"
     return [
         f"work={folder / 'work'}", f"export={folder / 'export'}", "threads=1", "world.scenes=2", "world.held_out=2",
         "world.shown=[1]", "vae.base_dim=8", "vae.check_clips=1", f"vae.stages={stages}", "latents.clips=2",
         "latents.starts=2", "backbone.dim=24", "backbone.ffn_dim=32", "backbone.num_layers=1", "backbone.num_heads=2",
         "backbone.text_dim=16", "backbone.steps=2", "backbone.batch=1", "backbone.start_batch=1", "backbone.copies=1",
-        "backbone.warmup=1", "fewstep.steps=2",
+        "backbone.warmup=1", "fewstep.steps=2", "fewstep.copies=1", "fewstep.start_batch=1",
     ]  # fmt: skip
 
 
@@ -183,10 +182,23 @@ def test_every_stage_of_the_training_runs_and_a_second_run_repeats_nothing(tmp_p
     train(settings)
     weights = tmp_path / "export/checkpoints/tinyworld.safetensors"
     first = weights.read_bytes()
-    AutoencoderKLWan.from_pretrained(tmp_path / "export/wan_models/tinyworld/vae")
     assert len((tmp_path / "export/checkpoints/tinyworld_prompts.txt").read_text().splitlines()) == 2
     train(settings)
     assert weights.read_bytes() == first
+
+
+def test_the_report_judges_trained_weights_and_draws_the_sheet(tmp_path, monkeypatch, capsys):
+    train(load_settings(TrainSettings, CONFIG, small(tmp_path)))
+    export, folder = tmp_path / "export", tmp_path / "report"
+    told = [
+        f"model_root={export / 'wan_models'}", f"generator_ckpt={export / 'checkpoints/tinyworld.safetensors'}",
+        f"folder={folder}", "steps=[1000]", "clips=2", "short_frames=3", "long_clips=1", "long_frames=3",
+        "sheet_clips=1",
+    ]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["report", *told])
+    report.main()
+    assert "| ground, first 3 s | 1.00 |" in capsys.readouterr().out
+    assert (folder / "sheet.png").stat().st_size > 1000
 
 
 def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch):

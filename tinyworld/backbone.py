@@ -1,0 +1,205 @@
+"""The miniature causal backbone: flow matching with block-causal teacher forcing."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from tinyworld.context import BLOCK, BlockPlan, TeacherForcing, groups
+from tinyworld.corpus import Corpus
+from tinyworld.mixed import mix
+from tinyworld.plans import draw_sequence, latentmem, native
+from tinyworld.settings import BackboneSettings
+from tinyworld.text import TextEncoder
+from tinyworld.training import Checkpoint, Log, Pair, generator, noise
+from wan.model import CausalWanModel
+from wan.params import WanParams
+
+KINDS = ("start", "native", "latentmem")
+SHIFT = 5.0  # of the noise levels, as the sampler has it
+
+
+class Backbone(nn.Module):
+    """The transformer and its text encoder, trained together."""
+
+    def __init__(self, settings: BackboneSettings, channels: int) -> None:
+        super().__init__()
+        sizes = {f.name: getattr(settings, f.name) for f in fields(WanParams) if hasattr(settings, f.name)}
+        self.model = CausalWanModel(**sizes, in_dim=channels, out_dim=channels)
+        nn.init.zeros_(self.model.head.head.weight)
+        self.text = TextEncoder(settings.text_dim, settings.text_layers, settings.text_len)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on: `frames` of a few clips, and what each of their blocks attends to."""
+
+    captions: list[str]
+    frames: np.ndarray  # [F] indices into the videos
+    clean: torch.Tensor  # [B, F, C, h, w]
+    plans: list[BlockPlan]
+
+
+def train(settings: BackboneSettings, corpora: list[Corpus], folder: Path, seed: int) -> Backbone:
+    """Train on [long clips, starts]; resumes from `folder`. Returns the averaged weights."""
+    torch.manual_seed(seed)
+    backbone = Backbone(settings, corpora[0].latents.shape[2])
+    if settings.mixed:
+        mix(backbone.model.blocks)
+
+    def loss(step: int) -> tuple[str, torch.Tensor]:
+        rng = generator(seed, 20, step)
+        kind, batch = draw_batch(settings, corpora, rng)
+        return kind, teacher_forcing_loss(backbone, settings, batch, blurred(batch.clean, settings, rng), rng)
+
+    return optimise(
+        backbone, settings, settings.steps, lambda step: _schedule(step, settings), loss, folder / "backbone"
+    )
+
+
+def optimise(
+    backbone: Backbone,
+    settings: BackboneSettings,
+    steps: int,
+    schedule: Callable[[int], float],
+    loss: Callable[[int], tuple[str, torch.Tensor]],
+    name: Path,
+) -> Backbone:
+    """Take `steps` steps on `loss`, which gives a step's kind and value; the averaged weights come back.
+
+    State and curves are kept as `name`.pt and `name`.csv.
+    """
+    average = AveragedModel(backbone.train(), multi_avg_fn=_average(settings.ema))
+    optimizer = _optimizer(backbone)
+    checkpoint = Checkpoint(name.with_suffix(".pt"), {"backbone": backbone, "average": average, "optimizer": optimizer})
+    log, recent, started = Log(name.with_suffix(".csv")), {kind: [] for kind in KINDS}, time.monotonic()
+    for step in range(checkpoint.resume(), steps):
+        kind, value = loss(step)
+        value.backward()
+        nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
+        rate = schedule(step)
+        optimizer.step(settings.muon_lr * rate, settings.adam_lr * rate)
+        average.update_parameters(backbone)
+        recent[kind].append(value.item())
+        if step % 50 == 49 or step + 1 == steps:
+            means = {name: float(np.mean(values or [np.nan])) for name, values in recent.items()}
+            log.write(step + 1, **means, seconds=(time.monotonic() - started) / sum(map(len, recent.values())))
+            recent, started = {name: [] for name in KINDS}, time.monotonic()
+        checkpoint.save(step + 1)
+    checkpoint.save(steps, force=True)
+    log.draw()
+    return average.module.eval()
+
+
+def draw_batch(settings: BackboneSettings, corpora: list[Corpus], rng: np.random.Generator) -> tuple[str, Batch]:
+    """A step's kind, one of KINDS, and its batch: how videos start, or later stretches under either policy."""
+    kind = str(rng.choice(KINDS, p=settings.kinds))
+    long, starts = corpora
+    if kind == "start":
+        corpus, count, frames = starts, settings.start_batch, np.arange(BLOCK * settings.start_blocks)
+    else:
+        corpus, count, frames = long, settings.batch, draw_sequence(settings, rng)
+    picks = rng.integers(0, len(corpus), count)
+    latents, camera = zip(*(corpus.clip(int(pick), frames) for pick in picks), strict=True)
+    like_native = kind == "native" or (kind == "start" and rng.random() < 0.5)
+    plans = native(frames, count) if like_native else latentmem(frames, np.stack(camera), settings, rng)
+    dropped = rng.random(count) < settings.caption_dropout
+    captions = ["" if drop else corpus.captions[pick] for drop, pick in zip(dropped, picks, strict=True)]
+    return kind, Batch(captions, frames, torch.stack(latents), plans)
+
+
+def draw_noisy(
+    clean: torch.Tensor, copies: int, full_noise: float, rng: np.random.Generator, lowest: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noisy copies of clean latents [B, F, C, h, w], one noise level s of `lowest`..1 a block and copy.
+
+    Returns:
+        noisy [B, copies, F, C, h, w], sigma [B, copies, F, 1, 1, 1], flow to predict, like noisy.
+    """
+    s = rng.uniform(lowest, 1, (len(clean), copies, clean.shape[1] // BLOCK))
+    s[rng.random(s.shape) < full_noise] = 1.0
+    sigma = torch.from_numpy(SHIFT * s / (1 + (SHIFT - 1) * s)).float().clamp_min(1e-3)
+    sigma = repeat(sigma, "b c s -> b c (s f) 1 1 1", f=BLOCK)
+    fresh = noise(rng, len(clean), copies, *clean.shape[1:])
+    return (1 - sigma) * clean.unsqueeze(1) + sigma * fresh, sigma, fresh - clean.unsqueeze(1)
+
+
+def blurred(clean: torch.Tensor, settings: BackboneSettings, rng: np.random.Generator) -> torch.Tensor:
+    """Context as a rollout may have it: a little noise of a random strength on every block."""
+    strength = torch.from_numpy(rng.random((len(clean), clean.shape[1] // BLOCK))).float() * settings.context_noise
+    return clean + repeat(strength, "b s -> b (s f) 1 1 1", f=BLOCK) * noise(rng, *clean.shape)
+
+
+def teacher_forcing_loss(
+    backbone: Backbone, settings: BackboneSettings, batch: Batch, context: torch.Tensor, rng: np.random.Generator
+) -> torch.Tensor:
+    """Mean error of the predicted flow over all noisy blocks, each after the `context` frames of its plan.
+
+    The weight makes it the error of x0 weighted by min(1 / sigma^2, 4).
+    """
+    noisy, sigma, target = draw_noisy(batch.clean, settings.copies, settings.full_noise, rng)
+    flow = forward(backbone, batch.captions, context, noisy, sigma, batch.plans)
+    follows = np.diff(batch.frames, prepend=-1)[::BLOCK] == 1  # the first block after a gap cannot know where it is
+    weight = (4 * sigma.square()).clamp_max(1.0) * torch.from_numpy(follows.repeat(BLOCK))[:, None, None, None]
+    return (weight * (flow - target).square()).mean()
+
+
+def forward(
+    backbone: Backbone,
+    captions: list[str],
+    clean: torch.Tensor,
+    noisy: torch.Tensor,
+    sigma: torch.Tensor,
+    plans: list[BlockPlan],
+) -> torch.Tensor:
+    """Flow of every noisy copy [B, copies, F, C, h, w], each block in the clean context [B, F, C, h, w] of its plan."""
+    model = backbone.model
+    _, ph, pw = model.config.patch_size
+    context = TeacherForcing(clean.shape[-2] // ph, clean.shape[-1] // pw, model.params.head_dim)
+    copies = noisy.shape[1]
+    t = torch.cat(
+        [torch.zeros(len(clean), 1, clean.shape[1]), 1000 * sigma.flatten(3)[..., 0]], 1
+    )  # [B, 1 + copies, F]
+    x = torch.cat([clean.unsqueeze(1), noisy], 1)
+    flows = []
+    text = model.encode_text(backbone.text(captions))
+    for run in groups(plans):
+        span = slice(BLOCK * run[0], BLOCK * (run[-1] + 1))
+        context.begin([plans[block] for block in run], copies)
+        flow = model(
+            rearrange(x[:, :, span], "b c f ... -> b (c f) ..."),
+            rearrange(t[:, :, span], "b c f -> b (c f)"),
+            text,
+            context,
+        )
+        flows.append(rearrange(flow, "b (c f) ... -> b c f ...", c=1 + copies)[:, 1:])
+    return torch.cat(flows, 2)
+
+
+def _optimizer(backbone: Backbone) -> Pair:
+    """Muon for the matrices of the transformer's blocks."""
+    matrices = {name: p for name, p in backbone.named_parameters() if name.startswith("model.blocks.") and p.ndim == 2}
+    others = [p for name, p in backbone.named_parameters() if name not in matrices]
+    return Pair(list(matrices.values()), others, weight_decay=0.01)
+
+
+def _average(decay: float) -> Callable:
+    """Exponential average of the weights, shorter at the start so that it forgets where they began."""
+
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+        count = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update
+
+
+def _schedule(step: int, settings: BackboneSettings) -> float:
+    """Warm up, hold, then fall linearly to `rate_end` over the last `decay` of the steps."""
+    left = (settings.steps - step) / max(settings.steps * settings.decay, 1)
+    return min((step + 1) / settings.warmup, 1.0) * min(max(left, settings.rate_end), 1.0)

@@ -1,0 +1,64 @@
+"""The caption grammar: what a clip's text says, and the way back from text to meaning."""
+
+import re
+from dataclasses import dataclass
+
+from utils.errors import UserError
+
+GROUNDS = ("meadow", "desert", "snowfield")
+TIMES = ("noon", "dusk", "night")
+KINDS = ("house", "tree", "tower", "balloon")
+COLOURS = ("red", "yellow", "blue", "purple")
+DIRECTIONS = ("right", "left")
+SPEEDS = {1: " slowly", 2: "", 3: " quickly"}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a caption states.
+
+    Attributes:
+        objects: (colour, kind) pairs in their order of appearance.
+        speed: pixels a frame.
+    """
+
+    ground: str
+    time: str
+    direction: str
+    objects: tuple[tuple[str, str], ...]
+    speed: int = 2
+
+
+def caption(meaning: Meaning) -> str:
+    """The one sentence for a meaning: `parse(caption(m)) == m`."""
+    objects = ", ".join(f"a {colour} {kind}" for colour, kind in meaning.objects)
+    pan = f"the camera panning {meaning.direction}{SPEEDS[meaning.speed]}"
+    return f"A {meaning.ground} at {meaning.time}, {pan} past {objects}."
+
+
+def parse(text: str) -> Meaning:
+    """Read a caption of this grammar.
+
+    Raises:
+        UserError: the text is not a caption of the world.
+    """
+    found = re.fullmatch(
+        rf"A ({'|'.join(GROUNDS)}) at ({'|'.join(TIMES)}), the camera panning ({'|'.join(DIRECTIONS)})"
+        rf"({'|'.join(SPEEDS.values())}) past ((?:a \w+ \w+(?:, )?)+)\.",
+        text.strip(),
+    )
+    objects = tuple(re.findall(r"a (\w+) (\w+)", found[5])) if found else ()
+    if not found or any(colour not in COLOURS or kind not in KINDS for colour, kind in objects):
+        raise UserError(
+            f"caption '{text}' is not one of this world; an example: "
+            f"'{caption(Meaning(GROUNDS[0], TIMES[0], DIRECTIONS[0], (('red', 'house'), ('blue', 'tree'))))}'"
+        )
+    speed = next(speed for speed, word in SPEEDS.items() if word == found[4])
+    return Meaning(found[1], found[2], found[3], objects, speed)
+
+
+def words() -> list[str]:
+    """Every word and sign a caption may hold, in lower case: the tokenizer's vocabulary."""
+    plain = ["a", "at", "the", "camera", "panning", "past", ",", "."]
+    adverbs = [word.strip() for word in SPEEDS.values() if word]
+    return [*plain, *adverbs, *GROUNDS, *TIMES, *KINDS, *COLOURS, *DIRECTIONS]

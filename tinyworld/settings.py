@@ -1,0 +1,133 @@
+"""Every number of the training: the tree behind configs/tinyworld_train.yaml."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """Scenes painted for training, held-out ones, pixels a frame of the camera, held-out clips listed first."""
+
+    scenes: int = 1280
+    held_out: int = 64
+    speeds: list[int] = field(default_factory=lambda: [2])
+    shown: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class VaeStage:
+    """One leg of the codec's training: `frames` of `height` x `width` crops, lr falling from `lr` to `lr_end`."""
+
+    steps: int = 0
+    frames: int = 1
+    height: int = 32
+    width: int = 32
+    batch: int = 1
+    lr: float = 1e-3
+    lr_end: float = 1e-3
+
+
+@dataclass(frozen=True)
+class VaeSettings:
+    base_dim: int = 24
+    z_dim: int = 16
+    latent_noise: float = 0.1
+    check_clips: int = 16
+    stages: list[VaeStage] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LatentSettings:
+    """`clips` of `frames` latent frames (a whole way there and back), and `starts` of `start_frames`."""
+
+    clips: int = 960
+    frames: int = 49
+    starts: int = 1280
+    start_frames: int = 12
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """The causal transformer, its text encoder and their training by teacher forcing.
+
+    Attributes:
+        frames: latent frames of a training sequence.
+        batch, copies: sequences a step, and noisy copies of each.
+        start_batch, start_blocks: the same for the steps that train only how a video starts.
+        kinds: how often a step is of each kind: start, native, latentmem.
+        context_noise: clean frames carry noise of deviation U(0, context_noise).
+        full_noise: share of the noisy blocks at exactly sigma = 1.
+        most_memory: a latentmem step has 0 to this many memory frames.
+        near_memory: share of the memory frames that are drawn near the place the block will show.
+        no_local, wide_local: shares of the latentmem steps without local frames, and with unused slots local.
+        muon_lr, adam_lr: peak learning rates of the block matrices and of all else.
+        mixed: matrix products of the blocks in bfloat16.
+    """
+
+    dim: int = 128
+    ffn_dim: int = 512
+    num_heads: int = 4
+    num_layers: int = 6
+    freq_dim: int = 64
+    text_dim: int = 64
+    text_len: int = 32
+    text_layers: int = 2
+    steps: int = 3000
+    frames: int = 48
+    batch: int = 2
+    copies: int = 3
+    start_batch: int = 8
+    start_blocks: int = 4
+    kinds: list[float] = field(default_factory=lambda: [0.25, 0.3, 0.45])
+    max_start: int = 120
+    caption_dropout: float = 0.1
+    context_noise: float = 0.25
+    full_noise: float = 0.3
+    most_memory: int = 6
+    near_memory: float = 0.75
+    no_local: float = 0.2
+    wide_local: float = 0.2
+    muon_lr: float = 3e-3
+    adam_lr: float = 2e-3
+    warmup: int = 50
+    decay: float = 0.3
+    rate_end: float = 0.3
+    ema: float = 0.998
+    mixed: bool = True
+
+
+@dataclass(frozen=True)
+class FewStepSettings:
+    """Many small steps with falling learning rates, on contexts that carry the model's own errors.
+
+    Attributes:
+        own: share of the context blocks that the model itself made, from frames noised to a level s of `lowest`..1.
+        muon_lr, adam_lr: learning rates at the start; they fall to zero.
+        kinds, batch, copies, start_batch, start_blocks: as in `BackboneSettings`.
+    """
+
+    steps: int = 1000
+    own: float = 0.5
+    lowest: float = 0.2
+    muon_lr: float = 4e-3
+    adam_lr: float = 2e-3
+    kinds: list[float] = field(default_factory=lambda: [0.6, 0.2, 0.2])
+    batch: int = 1
+    copies: int = 2
+    start_batch: int = 8
+    start_blocks: int = 2
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The whole training: `work` holds what can be resumed, `export` gets the weights as the pipeline loads them."""
+
+    seed: int = 0
+    threads: int = 2
+    work: str = "runs/tinyworld"
+    export: str = "runs/tinyworld/export"
+    world: WorldSettings = field(default_factory=WorldSettings)
+    vae: VaeSettings = field(default_factory=VaeSettings)
+    latents: LatentSettings = field(default_factory=LatentSettings)
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    fewstep: FewStepSettings = field(default_factory=FewStepSettings)
