@@ -108,6 +108,7 @@ def average_ranks(
     used = [metric for metric in better if all(scores[method].get(metric) is not None for method in methods)]
     table = [ranks([scores[method][metric] for method in methods], better[metric]) for metric in used]
     means = np.mean(table, axis=0) if table else []
+    # Without a metric that all have, there is no rank to give.
     return {method: float(mean) for method, mean in zip(methods, means, strict=False)}, used
 
 

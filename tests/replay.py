@@ -52,6 +52,7 @@ def replay(path: Path) -> bool:
         equal = selections == wanted
         passed &= equal
         print(f"  {'selections':<20} {len(wanted)} blocks, frames and order {'equal' if equal else 'DIFFERENT'}")
+        # One list may be shorter; that alone makes the comparison fail above.
         for got, want in zip(selections, wanted, strict=False):
             if got != want:
                 print(f"    recorded block {want[0]}: {want[1]}; here block {got[0]}: {got[1]}")
