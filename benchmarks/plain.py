@@ -22,8 +22,8 @@ class PlainCache:
         self.grid, self.device = grid, device
         self.frames: dict[tuple[int, int], torch.Tensor] = {}  # (layer, frame) -> [2, B, tokens, heads, head_dim]
 
-    def __contains__(self, frame: int) -> bool:
-        return (0, frame) in self.frames
+    def held(self, frames: range) -> list[int]:
+        return [frame for frame in frames if (0, frame) in self.frames]
 
     def recall(self, memory: object) -> None:
         """Nothing is fetched ahead of time."""

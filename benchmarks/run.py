@@ -2,7 +2,8 @@
 
 Native and latentmem run in alternation, block by block, in one process, on random weights of any
 size; the plain way (upload, concatenate and rotate in every forward) runs beside them as the
-baseline. Prints a table and writes JSON. Times are medians over the blocks of the steady state.
+baseline. Before them latentmem runs once with its frames decoded beside it, from a standing start.
+Prints a table and writes JSON. Times are medians over the blocks of the steady state.
 
     python -m benchmarks.run size=tinyworld
     python -m benchmarks.run size=1.3b height=480 width=832 device=cuda dtype=bfloat16
@@ -16,25 +17,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from benchmarks.random_models import SIZES, make_model, make_vae
 from pipeline.bank import BankConfig
 from utils.config import choose, load_settings, to_dict
 from utils.errors import run
 from utils.files import write_json
-
-SIZES = {  # sizes of the transformer that differ from those of Wan2.1-T2V-1.3B
-    "tinyworld": {
-        "dim": 128,
-        "ffn_dim": 512,
-        "num_heads": 4,
-        "num_layers": 6,
-        "freq_dim": 64,
-        "text_dim": 64,
-        "text_len": 32,
-    },
-    "small": {"dim": 384, "ffn_dim": 1536, "num_heads": 6, "num_layers": 6},
-    "1.3b": {},
-    "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
-}
 
 
 @dataclass(frozen=True)
@@ -47,6 +34,7 @@ class BenchmarkConfig:
         blocks: blocks of each method that count; they follow those that fill window and memory.
         steps: denoising steps a block.
         plain: also run the plain way.
+        vae: full or tiny, as for a run.
         device, dtype, attention_backend, compile: as for a run.
         bank: tiers and storage of the memory, as for a run.
         output: where the JSON goes.
@@ -59,6 +47,7 @@ class BenchmarkConfig:
     steps: int = 4
     batch_size: int = 1
     plain: bool = True
+    vae: str = "full"
     device: str = "auto"
     dtype: str = "auto"
     attention_backend: str = "native"
@@ -69,6 +58,7 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         choose("size", self.size, SIZES)
+        choose("vae", self.vae, ("full", "tiny"))
 
 
 def main() -> None:
@@ -86,6 +76,7 @@ def measure(config: BenchmarkConfig) -> dict:
     """Run the methods in alternation; returns settings, machine, and figures by method."""
     import torch
 
+    from benchmarks.machine import copy_rate, matmul_rate, peaks
     from pipeline.build import find_device
 
     torch.manual_seed(config.seed)
@@ -93,10 +84,14 @@ def measure(config: BenchmarkConfig) -> dict:
     auto = "bfloat16" if device.type == "cuda" else "float32"
     dtype = getattr(torch, auto if config.dtype == "auto" else config.dtype)
     machine = {"matmul_tflops": matmul_rate(device, dtype) / 1e12, "copy_gb_s": copy_rate(device) / 1e9}
+    model = make_model(config.size, device, dtype)
+    model.set_attention_backend(config.attention_backend)
+    if config.compile:
+        model.compile_repeated_blocks(dynamic=True)
+    whole = end_to_end(config, model, make_vae(config.vae, config.size, device, dtype), device, dtype)
     runs = {name: Run(name, config, device, dtype) for name in ("native", "latentmem")}
     if config.plain:
         runs |= {f"{name}, plain": Run(f"{name}, plain", config, device, dtype, plain=True) for name in tuple(runs)}
-    model = make_model(config, device, dtype)
     for one in runs.values():
         one.start(model)
     for _ in range(one.warmup + config.blocks):
@@ -115,25 +110,41 @@ def measure(config: BenchmarkConfig) -> dict:
             "torch": torch.__version__,
             "python": platform.python_version(),
             "date": time.strftime("%Y-%m-%d"),
-            "peak_device_gb": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,
-            "peak_host_gb": peak_host_bytes() / 1e9,
+            **peaks(device),
         },
+        "end_to_end": whole,
         "methods": methods,
     }
 
 
-def make_model(config: BenchmarkConfig, device, dtype):
-    """A transformer of the size asked for, with random weights."""
-    import torch
+def end_to_end(config: BenchmarkConfig, model, vae, device, dtype) -> dict:
+    """Latentmem with its frames decoded beside it, as `inference.sh` does it, less text encoding and mp4.
 
-    from wan.model import CausalWanModel
+    Returns:
+        Seconds from a standing start (weights loaded, no forward yet) to the first frame in host memory, frames a
+        second of the steady state, and peak memory.
+    """
+    from benchmarks.machine import peaks
+    from pipeline.decode import start_decoder, to_uint8
+    from utils.background import Background
+    from utils.streams import SideStream
 
-    with torch.device(device):
-        model = CausalWanModel(**SIZES[config.size]).to(dtype).eval().requires_grad_(False)
-    model.set_attention_backend(config.attention_backend)
-    if config.compile:
-        model.compile_repeated_blocks(dynamic=True)
-    return model
+    decoder, side, done = start_decoder(vae), SideStream(device), []
+
+    def decode(latents, ready) -> None:
+        with ready:
+            to_uint8(decoder(latents))
+        done.append(time.perf_counter())
+
+    started = time.perf_counter()
+    one = Run("latentmem", config, device, dtype)
+    one.start(model, staged=False)
+    with Background() as background:
+        for block in one.blocks:
+            background.do(decode, block.latents, side.after_now())
+    steady = done[-config.blocks - 1 :]
+    rate = 12 * config.batch_size * config.blocks / (steady[-1] - steady[0])
+    return {"first_frame_s": done[0] - started, "frames_per_s": rate, **peaks(device)}
 
 
 class Run:
@@ -144,10 +155,12 @@ class Run:
         self.latentmem = name.startswith("latentmem")
         self.warmup = 10  # window and memory slots are full and the first retrieval is done
         self.seconds: list[float] = []
-        self.stages: dict[str, list[float]] = defaultdict(list)
+        self.stages: dict[str, list[float]] = defaultdict(list)  # seconds, a block each
+        self.moved: dict[str, list[int]] = defaultdict(list)  # bytes read and written
         self.copied: list[int] = []
+        self.placed = 0
 
-    def start(self, model) -> None:
+    def start(self, model, staged: bool = True) -> None:
         import torch
 
         from benchmarks.plain import PlainCache
@@ -173,9 +186,12 @@ class Run:
             leaving = frames - ring_frames(policy) - policy.layout.sink
             memory = build_memory(config.bank, retrieval, kv, leaving, self.dtype, self.device) if retrieval else None
             cache = KVCache(params, policy, *shape[1:], config.batch_size, memory, self.device, self.dtype)
+        self.cache = cache
+        if staged and not self.plain:
+            cache._place = self.counted(cache._place)
             cache.begin = self.timed("assemble the context", cache.begin)
             cache.recall = self.timed("fetch", cache.recall)
-        if retrieval:
+        if staged and retrieval:
             retrieval.select = self.timed("select", retrieval.select)
             retrieval.add = self.timed("describe", retrieval.add)
         schedule = FlowSchedule()
@@ -189,12 +205,27 @@ class Run:
 
     def timed(self, stage: str, function: Callable) -> Callable:
         def wrapped(*arguments, **keywords):
-            started = self.now()
+            started, moved = self.now(), self.bytes_moved()
             result = function(*arguments, **keywords)
             self.stages[stage].append(self.now() - started)
+            self.moved[stage].append(self.bytes_moved() - moved)
             return result
 
         return wrapped
+
+    def counted(self, place: Callable) -> Callable:
+        def wrapped(slot, index, frame, kv, samples, *rest):
+            before = self.cache.placed.get((slot, samples[0]))
+            place(slot, index, frame, kv, samples, *rest)
+            if self.cache.placed[slot, samples[0]] != before:
+                self.placed += kv.nbytes
+
+        return wrapped
+
+    def bytes_moved(self) -> int:
+        """Read and written so far in this block: records of the memory, and frames put into the context."""
+        memory = self.cache.memory
+        return 2 * (self.placed + (memory.traffic.bytes if memory else 0))
 
     def step(self) -> None:
         started = self.now()
@@ -202,8 +233,9 @@ class Run:
         block = next(self.blocks)
         self.seconds.append(self.now() - started)
         self.copied.append(block.copied_bytes)
-        for stage, times in self.stages.items():  # calls of one block count together
-            times[marks.get(stage, 0) :] = [sum(times[marks.get(stage, 0) :])]
+        for kind in (self.stages, self.moved):  # calls of one block count together
+            for stage, values in kind.items():
+                values[marks.get(stage, 0) :] = [sum(values[marks.get(stage, 0) :])]
 
     def now(self) -> float:
         import torch
@@ -215,13 +247,21 @@ class Run:
     def figures(self, machine: dict) -> dict:
         count = self.config.blocks
         block = statistics.median(self.seconds[-count:])
-        stages = {stage: statistics.median(times[-count:]) for stage, times in self.stages.items()}
-        stages["forwards and noise"] = block - sum(stages.values())
+        stages = {}
+        for stage, times in self.stages.items():
+            seconds, moved = statistics.median(times[-count:]), statistics.median(self.moved[stage][-count:])
+            stages[stage] = {"s": seconds}
+            if moved:
+                of_rate = moved / seconds / 1e9 / machine["copy_gb_s"]
+                stages[stage] |= {"moved_mb": moved / 1e6, "of_copy_rate": of_rate}
+        rest = block - sum(stage["s"] for stage in stages.values())
+        of_rate = self.flops / rest / 1e12 / machine["matmul_tflops"]
+        stages["forwards and noise"] = {"s": rest, "tflop": self.flops / 1e12, "of_matmul_rate": of_rate}
         return {
             "block_s": block,
             "quartiles_s": statistics.quantiles(self.seconds[-count:], n=4),
             "frames_per_s": 12 * self.config.batch_size / block,
-            "stages_s": stages,
+            "stages": stages,
             "tflop": self.flops / 1e12,
             "of_matmul_rate": self.flops / block / 1e12 / machine["matmul_tflops"],
             "copied_mb": statistics.median(self.copied[-count:]) / 1e6,
@@ -240,43 +280,6 @@ def linear_flops(params, q: int) -> int:
     return 2 * q * (6 * params.dim**2 + 2 * params.dim * params.ffn_dim)
 
 
-def matmul_rate(device, dtype, size: int | None = None) -> float:
-    """FLOP a second of a square matrix product, the best of five."""
-    import torch
-
-    size = size or (8192 if device.type == "cuda" else 1024)
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    return 2 * size**3 / best(lambda: a @ a, device)
-
-
-def copy_rate(device) -> float:
-    """Bytes a second, read and written, of a copy within the device's memory, the best of five."""
-    import torch
-
-    source = torch.empty(1 << (30 if device.type == "cuda" else 27), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / best(lambda: target.copy_(source), device)
-
-
-def best(function: Callable, device) -> float:
-    import torch
-
-    times = []
-    for _ in range(6):
-        started = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
-
-
-def peak_host_bytes() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def table(result: dict) -> str:
     """The result for a terminal or a page of Markdown."""
     rows = ["| method | block | of native | frames/s | of matmul rate | copied a block |", "|---|---|---|---|---|---|"]
@@ -286,15 +289,30 @@ def table(result: dict) -> str:
             f"{f['of_matmul_rate']:.0%} | {f['copied_mb']:.1f} MB |"
         )
     for name, f in result["methods"].items():
-        stages = ", ".join(f"{stage} {seconds * 1e3:.2f} ms" for stage, seconds in f["stages_s"].items())
-        rows.append(f"\n{name}: {stages}")
-    machine = result["machine"]
+        rows.append(f"\n{name}: {', '.join(map(stage_text, f['stages'], f['stages'].values()))}")
+    whole, machine = result["end_to_end"], result["machine"]
+    device = "" if whole["peak_device_gb"] is None else f"{whole['peak_device_gb']:.2f} GB device, "
+    rows.append(
+        f"\nend to end, {result['config']['vae']} VAE beside generation: first frame after "
+        f"{whole['first_frame_s']:.2f} s, {whole['frames_per_s']:.1f} frames/s, peak {device}"
+        f"{whole['peak_host_gb']:.2f} GB host"
+    )
     rows.append(
         f"\n{machine['device']}, {machine['threads']} threads, torch {machine['torch']}: matmul "
         f"{machine['matmul_tflops']:.3g} TFLOP/s, copy {machine['copy_gb_s']:.3g} GB/s, "
         f"peak host {machine['peak_host_gb']:.2f} GB"
     )
     return "\n".join(rows)
+
+
+def stage_text(name: str, stage: dict) -> str:
+    """A stage's time, and what it did of this machine's best."""
+    text = f"{name} {stage['s'] * 1e3:.2f} ms"
+    if "moved_mb" in stage:
+        text += f" ({stage['moved_mb']:.1f} MB moved, {stage['of_copy_rate']:.0%} of the copy rate)"
+    if "tflop" in stage:
+        text += f" ({stage['tflop']:.3g} TFLOP, {stage['of_matmul_rate']:.0%} of the matmul rate)"
+    return text
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from wan.checkpoint import add_lora, load_generator
 from wan.model import CausalWanModel
 from wan.params import WanParams, read_text_len
 from wan.text_encoder import TextEncoder, find_text_encoder
+from wan.tiny_vae import REMEDY, TinyVAE, load_tiny_vae
 from wan.vae import find_vae, load_vae
 
 
@@ -45,7 +46,7 @@ def check(config: RunConfig) -> RunConfig:
     files = weight_files(config)
     for role, path in files.items():
         if not path.is_dir():
-            require_file(path, f"{role} file", DOWNLOAD)
+            require_file(path, f"{role} file", REMEDY if role == "tiny_vae_ckpt" else DOWNLOAD)
     found = survey(config, files, build_policy(config), device, text_device(config), dtype)
     build_descriptor(config, found.params, torch.device("cpu"))
     if wrong := found.plan.fault():
@@ -60,7 +61,10 @@ def weight_files(config: RunConfig) -> dict[str, Path]:
         raise UserError(f"model folder {folder} does not exist; {DOWNLOAD}")
     encoder, tokenizer = find_text_encoder(folder)
     files = {"generator_ckpt": Path(config.generator_ckpt), "text encoder": encoder, "tokenizer": tokenizer}
-    files["VAE"] = find_vae(folder)
+    if config.vae == "tiny":
+        files["tiny_vae_ckpt"] = Path(config.tiny_vae_ckpt)
+    else:
+        files["VAE"] = find_vae(folder)
     if config.lora_ckpt:
         files["lora_ckpt"] = Path(config.lora_ckpt)
     if config.model_kwargs.use_latentmem and config.model_kwargs.compression_method == "ae":
@@ -120,8 +124,10 @@ def build_model(config: RunConfig, device: torch.device, dtype: torch.dtype) -> 
     return model
 
 
-def build_vae(config: RunConfig, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
-    """The frozen video autoencoder."""
+def build_vae(config: RunConfig, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan | TinyVAE:
+    """The frozen video autoencoder, or the tiny decoder in its place."""
+    if config.vae == "tiny":
+        return load_tiny_vae(config.tiny_vae_ckpt, device, dtype)
     return load_vae(find_vae(model_folder(config)), device, dtype)
 
 

@@ -71,6 +71,8 @@ class RunConfig:
     Attributes:
         model_name: folder inside `model_root` that holds text encoder, tokenizer and VAE.
         generator_ckpt, use_ema, lora_ckpt, adapter: the transformer's weights.
+        vae: full, or tiny: a small decoder that is faster and less exact (`wan.tiny_vae`).
+        tiny_vae_ckpt: its weights, for vae `tiny`.
         data_path: prompts, one a line.
         prompt: one prompt instead of `data_path`.
         inference_iter: how many of the prompts to use; -1 for all.
@@ -102,6 +104,8 @@ class RunConfig:
     use_ema: bool = False
     lora_ckpt: str | None = None
     adapter: AdapterConfig | None = None
+    vae: str = "full"
+    tiny_vae_ckpt: str | None = None
     data_path: str | None = None
     prompt: str | None = None
     output_folder: str = "videos"
@@ -149,6 +153,9 @@ class RunConfig:
             )
         choose("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         choose("memory", self.memory, PRESETS)
+        choose("vae", self.vae, ("full", "tiny"))
+        if self.vae == "tiny" and not self.tiny_vae_ckpt:
+            raise UserError("vae is 'tiny' but tiny_vae_ckpt names no file; or use 'full'")
         if self.lora_ckpt and self.adapter is None:
             raise UserError(
                 "lora_ckpt is set but adapter is not; give adapter.rank and adapter.alpha as it was trained"

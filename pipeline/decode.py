@@ -1,12 +1,14 @@
 """Latent blocks to pictures, as a stream: memory does not grow with the video's length."""
 
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from einops import rearrange
 
+from wan.tiny_vae import TinyStreamingDecoder, TinyVAE
 from wan.vae import StreamingDecoder
 
 
@@ -16,8 +18,21 @@ def to_uint8(frames: torch.Tensor) -> np.ndarray:
     return rearrange(pixels, "b t c h w -> b t h w c").cpu().numpy()
 
 
-def decode_stream(vae: AutoencoderKLWan, blocks: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
+class Decoder(Protocol):
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """A video's next normalised latents [B, F, C, H, W] to frames [B, T, 3, 8 H, 8 W] in [-1, 1]."""
+
+
+DECODERS = {AutoencoderKLWan: StreamingDecoder, TinyVAE: TinyStreamingDecoder}
+
+
+def start_decoder(vae: AutoencoderKLWan | TinyVAE) -> Decoder:
+    """A decoder for one video."""
+    return DECODERS[type(vae)](vae)
+
+
+def decode_stream(vae: AutoencoderKLWan | TinyVAE, blocks: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
     """Decode latent blocks [B, F, C, H, W] as they come, each to [B, T, 8 H, 8 W, 3] bytes."""
-    decoder = StreamingDecoder(vae)
+    decoder = start_decoder(vae)
     for latents in blocks:
         yield to_uint8(decoder(latents))

@@ -69,9 +69,11 @@ class KVCache:
         """Bytes of the preallocated buffers."""
         return sum(buffer.nbytes for buffer in (self.ring, self.sink, self.fetched, self.context))
 
-    def __contains__(self, frame: int) -> bool:
-        """Whether a frame's keys and values can still be had."""
-        return frame >= self.end - len(self.ring) or (self.memory is not None and frame in self.memory)
+    def held(self, frames: range) -> list[int]:
+        """Those of the frames whose keys and values can still be had, in order."""
+        recent = max(self.end - len(self.ring), frames.start)
+        stored = range(frames.start, min(recent, frames.stop))
+        return [*(self.memory.held_of(stored) if self.memory is not None else ()), *range(recent, frames.stop)]
 
     def recall(self, memory: Sequence[Sequence[int]]) -> None:
         """Start fetching the frames that the next plan retrieves for each sample.

@@ -18,17 +18,20 @@ from pipeline.codec import Codec, build_codec
 from pipeline.retrieval import Retrieval
 from utils.errors import UserError
 
-SLAB_BYTES = 1 << 32  # of pinned host memory, made at once
+SLAB_BYTES = 1 << 32  # of device or host memory, made at once
 
 
 class FrameMemory(Protocol):
     """Where the key/value cache puts frames and fetches them from; `frame in memory` says what it holds."""
 
     @property
-    def nbytes(self) -> int:
-        """Bytes in use."""
+    def tier_bytes(self) -> dict[str, int]:
+        """Bytes in use by tier."""
 
     def __contains__(self, frame: int) -> bool: ...
+
+    def held_of(self, frames: range) -> list[int]:
+        """Those of the frames that it holds, in order."""
 
     def put(self, frames: Sequence[int], kv: torch.Tensor) -> None:
         """Keep `kv` [n, B, 2 (key, value), layers, tokens, heads, head_dim], keys unrotated, as those frames."""
@@ -67,8 +70,9 @@ class Tier(Protocol):
 class RamTier:
     """Slots in device or host memory, made when first used; pinned host memory lets copies run beside the GPU.
 
-    Slots are made in slabs: PyTorch rounds a pinned allocation up to a power of two, which would
-    nearly double a frame's size.
+    Slots are made in slabs: each allocation of its own would take up to twice a frame's size (PyTorch
+    rounds pinned ones up to a power of two, the system's allocator scatters the others). Unpinned host
+    memory is taken page by page, as slots are written.
     """
 
     def __init__(self, name: str, slots: int, device: torch.device | str = "cpu", pin: bool = False) -> None:
@@ -77,11 +81,11 @@ class RamTier:
         self.per_slab = 1
 
     def write(self, slot: int, records: torch.Tensor) -> None:
-        if not self.slabs and self.pin:
+        if not self.slabs:
             self.per_slab = min(max(SLAB_BYTES // records.nbytes, 1), self.slots)
         slab = slot // self.per_slab
         if slab not in self.slabs:
-            shape = (self.per_slab, *records.shape)
+            shape = (min(self.per_slab, self.slots - slab * self.per_slab), *records.shape)
             self.slabs[slab] = torch.empty(shape, dtype=torch.uint8, device=self.device, pin_memory=self.pin)
         self.read(slot).copy_(records, non_blocking=self.pin)
 
@@ -148,11 +152,14 @@ class TieredMemory:
         self.records_bytes = 0
 
     @property
-    def nbytes(self) -> int:
-        return sum(map(len, self.held)) * self.records_bytes
+    def tier_bytes(self) -> dict[str, int]:
+        return {tier.name: len(held) * self.records_bytes for tier, held in zip(self.tiers, self.held, strict=True)}
 
     def __contains__(self, frame: int) -> bool:
         return any(frame in held for held in self.held)
+
+    def held_of(self, frames: range) -> list[int]:
+        return sorted(frame for held in self.held for frame in held if frame in frames)
 
     def put(self, frames: Sequence[int], kv: torch.Tensor) -> None:
         for frame, content in zip(frames, kv, strict=True):
@@ -212,14 +219,17 @@ class BoundedMemory:
         self.seen = 0
 
     @property
-    def nbytes(self) -> int:
-        return self.memory.nbytes
+    def tier_bytes(self) -> dict[str, int]:
+        return self.memory.tier_bytes
 
     def take_traffic(self) -> Traffic:
         return self.memory.take_traffic()
 
     def __contains__(self, frame: int) -> bool:
         return frame in self.memory
+
+    def held_of(self, frames: range) -> list[int]:
+        return self.memory.held_of(frames)
 
     def put(self, frames: Sequence[int], kv: torch.Tensor) -> None:
         for index, frame in enumerate(frames):
@@ -260,8 +270,10 @@ def build_memory(
     records = (shape[0], codec.record_bytes(shape[1:]))
     size = records[0] * records[1]
     kept = min(frames, config.capacity or frames)
-    on_device, on_disk = (int(gigabytes * 1e9) // size for gigabytes in (config.device_gb, config.disk_gb))
-    on_host = max(kept - on_device, 0) if config.host_gb is None else int(config.host_gb * 1e9) // size
+    on_device, on_disk = (min(int(budget * 1e9) // size, kept) for budget in (config.device_gb, config.disk_gb))
+    on_host = kept - on_device
+    if config.host_gb is not None:
+        on_host = min(int(config.host_gb * 1e9) // size, on_host)
     if on_device + on_host + on_disk < kept:
         raise UserError(
             f"bank: the budgets hold {on_device} + {on_host} + {on_disk} latent frames (device, host, disk) of "
@@ -269,7 +281,7 @@ def build_memory(
         )
     pin = torch.device(device).type == "cuda"
     tiers: list[Tier] = [RamTier("device", on_device, device), RamTier("host", on_host, pin=pin)]
-    on_disk = min(on_disk, max(kept - on_device - on_host, 0))
+    on_disk = min(on_disk, kept - on_device - on_host)
     if on_disk:
         tiers.append(DiskTier(on_disk, records, config.disk_folder))
     memory = TieredMemory(tiers, codec)

@@ -131,13 +131,14 @@ def transformer_work(tokens: int, dim: int, ffn_dim: int, frame_bytes: int, item
     return tokens * (ffn_dim + 8 * dim) * itemsize + 2 * frame_bytes
 
 
-def vae_work(batch: int, height: int, width: int, channels: int, itemsize: int) -> int:
-    """About what decoding one latent frame holds: a dozen feature maps of four pictures at full size.
+def vae_work(batch: int, height: int, width: int, channels: int, itemsize: int, maps: int = 12) -> int:
+    """About what decoding one latent frame holds: some feature maps of four pictures at full size.
 
     Args:
         channels: of the last and largest feature maps.
+        maps: how many of them are there at a time.
     """
-    return 12 * 4 * batch * channels * height * width * itemsize
+    return maps * 4 * batch * channels * height * width * itemsize
 
 
 def _gigabytes(size: int) -> str:

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from pipeline.config import RunConfig
-from pipeline.decode import decode_stream, to_uint8
+from pipeline.decode import decode_stream, start_decoder, to_uint8
 from pipeline.pipeline import Pipeline, Sample
 from pipeline.prompts import Prompt
 from pipeline.rollout import LatentBlock
@@ -25,7 +25,7 @@ from utils.files import sha256, write_json
 from utils.plot import plot_memory
 from utils.streams import SideStream
 from utils.video import VideoWriter
-from wan.vae import StreamingDecoder
+from wan.tiny_vae import TinyVAE
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 # Settings that say where and how much, not what: a corpus may be moved, extended in videos, or resumed elsewhere.
@@ -40,6 +40,8 @@ PLACES = (
     "text_device",
     "text_cache",
     "memory",
+    "vae",
+    "tiny_vae_ckpt",
 )
 
 
@@ -72,7 +74,7 @@ def save_videos(
         on_block: called with bytes of memory and the first sample's retrieved frames, when a block is written.
     """
     config, clock = pipeline.config, Clock(pipeline.device)
-    decoder = StreamingDecoder(pipeline.vae)
+    decoder = start_decoder(pipeline.vae)
     writers = [VideoWriter(path, (config.width, config.height), config.fps) for path in paths]
     records: list[list[dict]] = [[] for _ in samples]
     side = SideStream(pipeline.device)
@@ -101,7 +103,7 @@ def save_videos(
             writer.discard()
 
 
-def save_clip(vae: AutoencoderKLWan, latents: torch.Tensor, path: Path, fps: int) -> None:
+def save_clip(vae: AutoencoderKLWan | TinyVAE, latents: torch.Tensor, path: Path, fps: int) -> None:
     """Decode one clip's latents [F, C, H, W] to an mp4."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = None
@@ -149,6 +151,7 @@ def record_block(block: LatentBlock, sample: int) -> dict:
         "local": list(plan.local),
         "positions": list(plan.positions),
         "memory_bytes": block.memory_bytes,
+        "tier_bytes": dict(block.tier_bytes),
         "copies": block.copies,
         "copied_bytes": block.copied_bytes,
         "dropped": list(block.dropped),

@@ -18,6 +18,7 @@ from pipeline.noise import NoiseSource, SeededNoise
 from pipeline.retrieval import SELECTIONS, Descriptor, Retrieval
 from pipeline.rollout import LatentBlock, rollout
 from wan.model import CausalWanModel
+from wan.tiny_vae import TinyVAE
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Pipeline:
     config: RunConfig
     device: torch.device
     model: CausalWanModel
-    vae: AutoencoderKLWan
+    vae: AutoencoderKLWan | TinyVAE
     descriptor: Descriptor | None
     embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
 

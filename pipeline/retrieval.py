@@ -4,7 +4,8 @@ Two tables hold the choices. `DESCRIPTORS` turn a frame's clean latent into a ve
 `SELECTIONS` pick among the candidates. To add one, write a small class and name it there.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,6 +91,7 @@ class Retrieval:
         self.rows: dict[int, int] = {}
         self.free: list[int] = []
         self.last = -1  # the last finished frame
+        self.most_alike = MostAlike(self.vectors)
 
     def add(self, latents: torch.Tensor) -> None:
         """Index the clean latents [B, F, C, H, W] of the frames that follow the last ones."""
@@ -127,9 +129,40 @@ class Retrieval:
             similarities=tuple(tuple(similarities[b, row].tolist()) for b, row in enumerate(chosen)),
         )
 
-    def most_alike(self, frames: Sequence[int]) -> tuple[int, int]:
-        """The two of the frames whose descriptors are nearest, on average over the samples."""
-        vectors = self.vectors(frames)
-        similarities = torch.einsum("n b d, m b d -> n m", vectors, vectors).fill_diagonal_(-torch.inf)
-        first, second = divmod(int(similarities.argmax()), len(frames))
-        return frames[first], frames[second]
+
+class MostAlike:
+    """The two of a changing set of frames whose descriptors are nearest, on average over the samples.
+
+    Every frame knows the nearest of those after it: one that comes is compared with those before it,
+    and where one goes, only the frames that it was nearest to look again.
+
+    Args:
+        vectors: frames -> their normalised descriptors [n, B, D].
+    """
+
+    def __init__(self, vectors: Callable[[Sequence[int]], torch.Tensor]) -> None:
+        self.vectors = vectors
+        self.nearest: dict[int, tuple[float, int]] = {}  # frame -> (likeness, frame after it)
+
+    def __call__(self, frames: Sequence[int]) -> tuple[int, int]:
+        """A pair of the greatest likeness, the earlier frame first and as early as can be; `frames` are in order."""
+        held = {*frames, -1}  # -1: no frame after it yet
+        kept = {frame: pair for frame, pair in self.nearest.items() if frame in held and pair[1] in held}
+        new = [frame for frame in frames if frame not in self.nearest]
+        self.nearest = dict.fromkeys(frames, (-math.inf, -1)) | kept
+        self._look(list(kept), new)
+        self._look([frame for frame in frames[:-1] if frame not in kept], frames)
+        first = max(frames, key=lambda frame: self.nearest[frame][0])
+        return first, self.nearest[first][1]
+
+    def _look(self, frames: Sequence[int], others: Sequence[int]) -> None:
+        """Compare each of the frames with those of the others that come after it."""
+        if not frames or not others:
+            return
+        # Rounded sums of float64 products: equal pairs are equal however many are computed together.
+        likeness = torch.einsum("n b d, m b d -> n m", *(self.vectors(x).double() for x in (frames, others))).float()
+        before = torch.tensor(others) <= torch.tensor(frames).unsqueeze(1)
+        best, where = likeness.masked_fill_(before.to(likeness.device), -math.inf).max(dim=1)
+        for frame, value, index in zip(frames, best.tolist(), where.tolist(), strict=True):
+            if value > self.nearest[frame][0]:
+                self.nearest[frame] = (value, others[index])

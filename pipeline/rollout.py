@@ -1,7 +1,7 @@
 """The rollout: a generator of latent blocks, each planned, denoised in its context, committed and indexed."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,7 +22,7 @@ class LatentBlock:
         latents: [B, F, C, H, W]
         plan: what it attended to.
         selection: what was retrieved for it; None where nothing could be.
-        memory_bytes: what the frames outside the window take, in all tiers.
+        tier_bytes: what the frames outside the window take, by tier.
         copies, copied_bytes: records that moved into, out of and between tiers for this block.
         dropped: frames that a bounded bank forgot.
     """
@@ -30,10 +30,14 @@ class LatentBlock:
     latents: torch.Tensor
     plan: ContextPlan
     selection: Selection | None
-    memory_bytes: int = 0
+    tier_bytes: Mapping[str, int] = field(default_factory=dict)
     copies: int = 0
     copied_bytes: int = 0
     dropped: tuple[int, ...] = ()
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.tier_bytes.values())
 
 
 @torch.inference_mode()
@@ -67,7 +71,7 @@ def rollout(
         return model(x, torch.full((batch, 1), timestep, device=device), text, cache).float()
 
     def choose(start: int) -> Selection | None:
-        candidates = [frame for frame in policy.candidates(start) if frame in cache] if retrieval else []
+        candidates = cache.held(policy.candidates(start)) if retrieval else []
         return retrieval.select(candidates, policy.layout.memory) if candidates else None
 
     selection = None
@@ -87,5 +91,5 @@ def rollout(
                 cache.recall(selection.frames)
         model(latents, clean_timestep, text, cache)  # leaves the block's keys and values in the cache
         traffic = cache.memory.take_traffic() if cache.memory else Traffic()
-        held = cache.memory.nbytes if cache.memory else 0
+        held = cache.memory.tier_bytes if cache.memory else {}
         yield LatentBlock(latents, plan, chosen, held, traffic.copies, traffic.bytes, tuple(traffic.dropped))

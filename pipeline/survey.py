@@ -27,6 +27,7 @@ from utils.errors import UserError
 from wan.checkpoint import meta_model, read_generator, read_lora
 from wan.params import WanParams
 from wan.text_encoder import read_umt5
+from wan.tiny_vae import read_tiny_vae
 from wan.vae import read_vae
 
 SMALLER = "lower batch_size, or height and width"
@@ -69,8 +70,14 @@ def survey(
     if config.lora_ckpt:
         read_lora(config.lora_ckpt, config.adapter.rank, meta_model(params))
     text_config, text = read_umt5(files["text encoder"])
-    vae_config, vae = read_vae(files["VAE"])
-    _check_family(config, params, files, text_config.d_model, vae_config.get("z_dim", 16))
+    if config.vae == "tiny":
+        tiny, vae = read_tiny_vae(files["tiny_vae_ckpt"])
+        latent, channels, maps = tiny.latent_channels, tiny.widths[-1], 3
+    else:
+        vae_config, vae = read_vae(files["VAE"])
+        latent, maps = vae_config.get("z_dim", 16), 12
+        channels = vae_config.get("decoder_base_dim") or vae_config.get("base_dim", 96)
+    _check_family(config, params, files, text_config.d_model, latent)
 
     height, width, batch = config.height // 8, config.width // 8, config.batch_size
     frame = KVCache.frame_bytes(params, height, width, batch, dtype)
@@ -79,7 +86,7 @@ def survey(
     context += 2 * params.num_layers * batch * params.text_len * params.dim * item  # text keys and values
     tokens = layout.block * params.tokens_per_frame(height, width) * batch
     work = transformer_work(tokens, params.dim, params.ffn_dim, frame, item)
-    channels = vae_config.get("decoder_base_dim") or vae_config.get("base_dim", 96)
+    decoding = vae_work(batch, config.height, config.width, channels, item, maps)
     weights = _weight_bytes(generator, config.weights, item)
     resident = gpu and not preset.offload
     parts = [
@@ -87,9 +94,7 @@ def survey(
         placed(gpu, "context's keys and values", context, f"lower model_kwargs.local_attn_size, {SMALLER[6:]}"),
         placed(gpu, "VAE's weights", count(vae) * item, SMALLER),
         placed(gpu, "transformer's working memory", work, SMALLER, estimated=True),
-        placed(
-            gpu, "VAE's working memory", vae_work(batch, config.height, config.width, channels, item), SMALLER, True
-        ),
+        placed(gpu, "VAE's working memory", decoding, SMALLER, estimated=True),
     ]
     on_device, filled = int(config.bank.device_gb * GB), preset.bank_on_device and not config.bank.device_gb
     free = Free(torch.cuda.mem_get_info(device)[0] if gpu else None, host_free())
@@ -125,7 +130,7 @@ def host_free() -> int:
 def _check_family(config: RunConfig, params: WanParams, files: Mapping[str, Path], text: int, latent: int) -> None:
     for role, size, makes, takes in (
         ("text encoder", text, "embeddings of {} numbers", params.text_dim),
-        ("VAE", latent, "latents of {} channels", params.in_dim),
+        ("tiny_vae_ckpt" if config.vae == "tiny" else "VAE", latent, "latents of {} channels", params.in_dim),
     ):
         if size != takes:
             raise UserError(

@@ -1,5 +1,6 @@
 """The benchmarks measure what they say: figures are complete, and the count of operations is the counted one."""
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,9 +16,10 @@ def test_both_methods_and_their_plain_ways_are_measured():
     assert list(result["methods"]) == ["native", "latentmem", "native, plain", "latentmem, plain"]
     for figures in result["methods"].values():
         assert figures["block_s"] > 0 and 0 < figures["of_matmul_rate"] < 1
-        assert sum(figures["stages_s"].values()) == figures["block_s"]
-    assert "assemble the context" in result["methods"]["native"]["stages_s"]
-    assert "fetch" in result["methods"]["latentmem"]["stages_s"]
+        assert sum(stage["s"] for stage in figures["stages"].values()) == pytest.approx(figures["block_s"])
+    assert result["methods"]["native"]["stages"]["assemble the context"]["moved_mb"] > 0
+    assert "fetch" in result["methods"]["latentmem"]["stages"]
+    assert result["end_to_end"]["first_frame_s"] > 0 and result["end_to_end"]["frames_per_s"] > 0
     assert all(name in table(result) for name in result["methods"])
 
 

@@ -229,6 +229,25 @@ def test_an_error_leaves_the_launcher_as_one_line_and_exit_status_2():
     assert err.splitlines() == ["error: num_output_frames 10 is no multiple of num_frame_per_block 3; try 9 or 12"]
 
 
+def test_an_error_that_every_process_meets_is_printed_once():
+    run = command("tinyworld", "native", "sead=1", launcher="inference.sh", NGPU="2")
+    _, err = run.communicate()
+    assert run.returncode == 2
+    assert err.splitlines() == ["error: unknown setting 'sead' in the command line; did you mean 'seed'?"]
+
+
+def test_an_error_that_one_process_meets_is_printed(tmp_path):
+    """Two processes that fail alike, and one that fails in its own way."""
+    script = "import sys\nfrom utils.errors import UserError, run\ndef main(): raise UserError(sys.argv[1])\nrun(main)"
+    environment = os.environ | {"LONGLIVE_RAG_SAID": str(tmp_path)}
+    lines = []
+    for word in ("alike", "alike", "alone"):
+        run = subprocess.run([sys.executable, "-c", script, word], cwd=ROOT, env=environment, capture_output=True)
+        assert run.returncode == 2
+        lines += run.stderr.decode().splitlines()
+    assert lines == ["error: alike", "error: alone"]
+
+
 def test_a_gpu_that_does_not_exist_is_named():
     run = command("tinyworld", "native", launcher="inference.sh", GPU="57")
     _, err = run.communicate()

@@ -1,16 +1,26 @@
 """Properties of generation: memory matters, batches and noise do not interfere, fast and plain paths agree."""
 
+import os
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks.plain import PlainCache
+from pipeline import outputs
 from pipeline.config import load_config
+from pipeline.decode import to_uint8
+from pipeline.kv_cache import KVCache
 from pipeline.memory import TieredMemory
 from pipeline.noise import SeededNoise
 from pipeline.pipeline import Pipeline, Sample, load
 from pipeline.retrieval import DESCRIPTORS, SELECTIONS, Retrieval
+from tests import miniature
 from tests.miniature import latentmem, make_family
+from wan.model import CausalWanModel
+from wan.vae import StreamingDecoder
 
 PROMPTS = ["a red house", "a blue tree at night", "a red tree"]
 
@@ -62,6 +72,87 @@ def test_a_batch_of_three_equals_three_singles(root, settings, kwargs):
     together = latents(pipeline, *samples)
     for row, sample in enumerate(samples):
         torch.testing.assert_close(together[row : row + 1], latents(pipeline, sample), atol=1e-5, rtol=0)
+
+
+class Plainly(PlainCache):
+    """The plain way in the cache's place."""
+
+    def __init__(self, params, policy, height, width, batch, memory, device, dtype):
+        super().__init__((height // 2, width // 2), device)
+
+
+@pytest.mark.parametrize("kwargs", [{"use_latentmem": False}, {}, {"unused_to_local": True}], ids=str)
+@pytest.mark.parametrize("dtype, bound", [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_a_generation_equals_one_with_a_plain_context(root, settings, kwargs, dtype, bound, monkeypatch):
+    """In float32 to rounding; in bfloat16 within a quarter of what that type itself changes in these latents (0.2)."""
+    pipeline = with_memory(root, settings | {"dtype": dtype}, **kwargs)
+    sample = Sample(PROMPTS[0])
+    found = latents(pipeline, sample)
+    monkeypatch.setattr("pipeline.pipeline.KVCache", Plainly)
+    torch.testing.assert_close(found, latents(pipeline, sample), atol=bound, rtol=0)
+
+
+def test_frames_fetched_ahead_are_those_fetched_in_time(root, settings, monkeypatch):
+    pipeline = with_memory(root, settings)
+    expected = latents(pipeline, Sample(PROMPTS[0]))
+    recall, begin = KVCache.recall, KVCache.begin
+
+    def begin_with_fetch(cache, plan):
+        recall(cache, plan.memory)
+        begin(cache, plan)
+
+    monkeypatch.setattr(KVCache, "recall", lambda cache, memory: None)
+    monkeypatch.setattr(KVCache, "begin", begin_with_fetch)
+    assert torch.equal(latents(pipeline, Sample(PROMPTS[0])), expected)
+
+
+def test_tiers_leave_the_video_as_it_is(root, settings):
+    sample, frame = Sample(PROMPTS[0]), 2 * 2 * 6 * 48 * 4e-9  # GB of a frame's keys and values
+    tiers = {"bank": {"device_gb": 2.1 * frame, "host_gb": 3.1 * frame, "disk_gb": 100 * frame}}
+    assert torch.equal(
+        latents(with_memory(root, settings | tiers), sample), latents(with_memory(root, settings), sample)
+    )
+
+
+def test_text_keys_and_values_kept_for_a_prompt_are_those_of_every_forward(root, settings, monkeypatch):
+    pipeline = with_memory(root, settings)
+    expected = latents(pipeline, Sample(PROMPTS[0]))
+    encode, forward = CausalWanModel.encode_text, CausalWanModel.forward
+    monkeypatch.setattr(CausalWanModel, "encode_text", lambda model, embeddings: embeddings)
+    monkeypatch.setattr(
+        CausalWanModel, "forward", lambda model, x, t, text, context: forward(model, x, t, encode(model, text), context)
+    )
+    assert torch.equal(latents(pipeline, Sample(PROMPTS[0])), expected)
+
+
+def test_decoding_beside_generation_gives_the_frames_of_decoding_after_it(root, settings, monkeypatch):
+    pipeline, sample = with_memory(root, settings), Sample(PROMPTS[0])
+    written = []
+
+    class Frames:
+        frames = 0
+
+        def __init__(self, *arguments): ...
+
+        def write(self, frames):
+            written.append(frames)
+
+        close = discard = lambda self: None
+
+    monkeypatch.setattr(outputs, "VideoWriter", Frames)
+    outputs.save_videos(pipeline, [sample], [root / "beside.mp4"], dict, lambda *progress: None)
+    decoded = StreamingDecoder(pipeline.vae)(latents(pipeline, sample))
+    assert (np.concatenate(written) == to_uint8(decoded)[0]).all()
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_give_the_video_of_plain_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(miniature, "PARAMS", replace(miniature.PARAMS, num_layers=1))
+    settings = make_family(tmp_path) | {"num_output_frames": 18}
+    plain, compiled = (with_memory(tmp_path, settings | {"compile": choice}) for choice in (False, True))
+    sample = Sample(PROMPTS[0])
+    torch.testing.assert_close(latents(compiled, sample), latents(plain, sample), atol=1e-4, rtol=0)
+    assert all(block._compiled_call_impl for block in compiled.model.blocks)
 
 
 def test_other_block_sizes_and_lengths_run(root, settings):

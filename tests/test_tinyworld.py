@@ -96,18 +96,18 @@ def test_the_judge_is_right_on_true_videos_and_wrong_on_other_captions():
         other = meaning(*clips[(i + 1) % len(clips)][:2])
         right.append(list(judge.verdict(video, meaning(scene, shot)).values()))
         wrong.append(list(judge.verdict(video, other).values()))
-    assert (np.mean(right, 0) >= (1.0, 1.0, 0.9)).all()
-    assert (np.mean(wrong, 0) <= (0.7, 0.7, 0.5)).all()
+    assert np.all(right)
+    assert (np.mean(wrong, 0) <= (0.7, 0.7, 0.3, 0.6)).all()
 
 
 def test_the_judge_sees_how_the_camera_moves_and_that_objects_stay():
     _, shot, video = clip(0, 240)
-    assert judge.moves_as_trained(video, shot) > 0.95
-    assert judge.moves_as_trained(video[::-1], shot) < 0.7
-    assert judge.turns(video) == 2
-    kept, due = judge.persistence(video, shot)
-    assert kept >= 0.9 * due > 0
-    assert judge.revisit_psnr(video) > 60
+    journey = judge.Journey(video)
+    assert journey.moves_as_trained(shot).all()
+    assert judge.Journey(video[::-1]).moves_as_trained(shot).mean() < 0.7
+    assert journey.turns() == 2
+    kept, due = journey.kept_in_view()
+    assert kept == due > 0
 
 
 @pytest.mark.parametrize("name", ["native", "latentmem"])
@@ -193,11 +193,13 @@ def test_the_report_judges_trained_weights_and_draws_the_sheet(tmp_path, monkeyp
     told = [
         f"model_root={export / 'wan_models'}", f"generator_ckpt={export / 'checkpoints/tinyworld.safetensors'}",
         f"folder={folder}", "steps=[1000]", "clips=2", "short_frames=3", "long_clips=1", "long_frames=3",
-        "sheet_clips=1",
+        "recall_clips=2", "recall_first=3", "recall_frames=6",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["report", *told])
     report.main()
-    assert "| ground, first 3 s | 1.00 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| ground, first 3 s | 1.00 |" in printed and "| true place - none |" in printed
+    assert (folder / "report.md").read_text() in printed
     assert (folder / "sheet.png").stat().st_size > 1000
 
 

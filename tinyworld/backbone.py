@@ -137,14 +137,26 @@ def blurred(clean: torch.Tensor, settings: BackboneSettings, rng: np.random.Gene
 
 
 def teacher_forcing_loss(
-    backbone: Backbone, settings: BackboneSettings, batch: Batch, context: torch.Tensor, rng: np.random.Generator
+    backbone: Backbone,
+    settings: BackboneSettings,
+    batch: Batch,
+    context: torch.Tensor,
+    rng: np.random.Generator,
+    guidance: float = 0.0,
 ) -> torch.Tensor:
     """Mean error of the predicted flow over all noisy blocks, each after the `context` frames of its plan.
 
-    The weight makes it the error of x0 weighted by min(1 / sigma^2, 4).
+    The weight makes it the error of x0 weighted by min(1 / sigma^2, 4). With `guidance` g the target moves on
+    by g times what the caption changed (arXiv 2502.12154): the flow that is learned is classifier-free
+    guidance of scale 1 / (1 - g), at the price of one forward a step.
     """
     noisy, sigma, target = draw_noisy(batch.clean, settings.copies, settings.full_noise, rng)
     flow = forward(backbone, batch.captions, context, noisy, sigma, batch.plans)
+    if guidance:
+        with torch.no_grad():
+            target = target + guidance * (
+                flow - forward(backbone, [""] * len(context), context, noisy, sigma, batch.plans)
+            )
     follows = np.diff(batch.frames, prepend=-1)[::BLOCK] == 1  # the first block after a gap cannot know where it is
     weight = (4 * sigma.square()).clamp_max(1.0) * torch.from_numpy(follows.repeat(BLOCK))[:, None, None, None]
     return (weight * (flow - target).square()).mean()

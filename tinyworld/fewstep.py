@@ -40,7 +40,7 @@ def train(
             context = blurred(batch.clean, settings, rng)
         else:
             context = own_context(backbone, few, settings, batch, rng)
-        return kind, teacher_forcing_loss(backbone, settings, batch, context, rng)
+        return kind, teacher_forcing_loss(backbone, settings, batch, context, rng, few.guidance)
 
     return optimise(backbone, settings, few.steps, lambda step: 1 - step / few.steps, loss, folder / "fewstep")
 

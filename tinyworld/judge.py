@@ -1,21 +1,28 @@
-"""The judge: what a video shows, read off its pixels, and how that compares with its caption.
+"""The judge: what a video shows, read off its pixels with fixed rules, and how that compares with the truth.
 
-Videos are [frames, HEIGHT, VIEW, 3] uint8. Every measure is first to be run on true videos: what
-it misses there is its own error.
+Videos are [frames, HEIGHT, VIEW, 3] uint8. Every measure is first to be run on true videos: what it
+misses there is its own error. Motion, places and returns are read off one frame a latent frame, at
+the estimated camera position, so a video whose camera drifts is judged by the places it shows.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
 from tinyworld.captions import COLOURS, GROUNDS, KINDS, TIMES, Meaning
-from tinyworld.render import LIGHT, PAINT, SHAPES, SKY, SOIL, Canvas
-from tinyworld.world import HEIGHT, VIEW, WIDTH, Shot, Sprite
+from tinyworld.render import DARK, LIGHT, PAINT, ROCK, SHAPES, SKY, SOIL, WOOD, Canvas
+from tinyworld.world import FPS, HEIGHT, TRAVEL, VIEW, WIDTH, Scene, Shot, Sprite
 
+VERSION = 1  # of the measures: results of another one are not compared with these
 ONE_LATENT = 4  # pixel frames
+STEP = 8  # pixels that the camera goes in one latent frame
+WINDOW = 12  # latent frames of the backbone's context
+FIRST_PASS = TRAVEL // STEP + 2  # latent frames in which every shot has reached the far end
+WHOLE = 18  # pixels from the centre to the side of the widest object
 SHADES = np.linspace(0.84, 1.16, 5)[:, None]
 NEAR = {"noon": 50.0, "dusk": 50.0, "night": 38.0}  # how far a pixel may be from an object's paint
+LEVELS = 64  # of each channel in the table of colours
 SIDE = 16  # silhouettes are compared at this size
 PLACE = {"house": 40.0, "tree": 31.0, "tower": 31.0, "balloon": 17.0}  # usual height of a coloured part's centre
 SHAPE = {"house": (27, 15), "tree": (25, 24), "tower": (17, 39), "balloon": (20, 21)}  # and its width and height
@@ -23,11 +30,14 @@ SHAPE = {"house": (27, 15), "tree": (25, 24), "tower": (17, 39), "balloon": (20,
 
 @dataclass(frozen=True)
 class Sighting:
-    """An object seen in a frame; x is its centre in the view."""
+    """An object seen in a frame; x is its centre in the view, kind None where its shape is none of the world's."""
 
     colour: str
-    kind: str
+    kind: str | None
     x: float
+
+
+# Frames
 
 
 def setting(video: np.ndarray) -> tuple[str, str]:
@@ -40,30 +50,29 @@ def setting(video: np.ndarray) -> tuple[str, str]:
 
 
 def sightings(frame: np.ndarray, time: str) -> list[Sighting]:
-    """Objects that lie wholly in a frame [HEIGHT, VIEW, 3] under the light of `time`."""
+    """Objects that lie wholly in a frame [HEIGHT, VIEW, 3] under the light of `time`.
+
+    An object is a stretch of columns in one paint, 8 to 36 pixels wide and at least 8 high, that touches
+    neither side; its kind is the one whose silhouette, size and height in the picture fit best.
+    """
     found = []
-    owner, near = _paint_owner(frame.astype(np.float32), time)
+    owner = _owners(time)[tuple(np.moveaxis(frame // (256 // LEVELS), -1, 0))]
     for index, colour in enumerate(COLOURS):
-        mask = near & (owner == index)
+        mask = owner == index
         for left, right in _runs(mask.sum(0) >= 3, bridge=2):
             part = mask[:, left:right]
             rows = np.flatnonzero(part.sum(1) >= 3)
             if left == 0 or right == VIEW or not 8 <= right - left <= 36 or len(rows) < 8:
                 continue
-            kind = _kind(part[rows[0] : rows[-1] + 1], rows[0])
-            if kind:
-                found.append(Sighting(colour, kind, (left + right - 1) / 2))
+            found.append(Sighting(colour, _kind(part[rows[0] : rows[-1] + 1], rows[0]), (left + right - 1) / 2))
     return found
 
 
-def shows(video: np.ndarray, thing: tuple[str, str], time: str, least: int = 6) -> bool:
-    """Whether at least `least` frames show the (colour, kind)."""
-    seen = sum(any((s.colour, s.kind) == thing for s in sightings(frame, time)) for frame in video)
-    return seen >= least
+def shift(before: np.ndarray, after: np.ndarray, reach: int = 14) -> tuple[int, float]:
+    """(pixels that the camera moved between two frames, positive to the right; the mean absolute difference then).
 
-
-def shift(before: np.ndarray, after: np.ndarray, reach: int = 14) -> int:
-    """Pixels that the camera moved between two frames, positive to the right: where they differ least."""
+    The motion is the one of at most `reach` pixels at which the frames differ least where they overlap.
+    """
     before, after = before.astype(np.float32), after.astype(np.float32)
 
     def difference(d: int) -> float:
@@ -71,66 +80,233 @@ def shift(before: np.ndarray, after: np.ndarray, reach: int = 14) -> int:
         b = after[:, max(-d, 0) : VIEW + min(-d, 0)]
         return float(np.abs(a - b).mean())
 
-    return min(range(-reach, reach + 1), key=lambda d: (difference(d), abs(d)))
+    differences = {d: difference(d) for d in sorted(range(-reach, reach + 1), key=abs)}
+    best = min(differences, key=differences.get)
+    return best, differences[best]
 
 
-def moves_as_trained(video: np.ndarray, shot: Shot, tolerance: int = 2) -> float:
-    """Share of the steps of one latent frame in which the camera moved as the shot says."""
-    camera = shot.camera(len(video))
-    starts = range(0, len(video) - ONE_LATENT, ONE_LATENT)
-    hits = [
-        abs(shift(video[i], video[i + ONE_LATENT]) - (camera[i + ONE_LATENT] - camera[i])) <= tolerance for i in starts
-    ]
-    return float(np.mean(hits))
+def locate(frame: np.ndarray, panorama: np.ndarray) -> int:
+    """The camera's position in a known scene [HEIGHT, WIDTH, 3]: where the frame differs least from it, in pixels."""
+    views = np.lib.stride_tricks.sliding_window_view(panorama.astype(np.float32), VIEW, axis=1)  # [H, places, 3, VIEW]
+    return int(np.abs(views - frame.transpose(0, 2, 1)[:, None]).mean((0, 2, 3)).argmin())
 
 
-def turns(video: np.ndarray) -> int:
-    """How often the camera's direction changes, steps without motion left out."""
-    steps = [shift(video[i], video[i + 8], reach=18) for i in range(0, len(video) - 8, 8)]
-    signs = [np.sign(step) for step in steps if abs(step) >= 6]
-    return int(np.sum(np.diff(signs) != 0))
-
-
-def persistence(video: np.ndarray, shot: Shot, gap: int = 16, every: int = 8) -> tuple[int, int]:
-    """(kept, due): objects seen again `gap` frames later, where the camera's motion takes them within the view."""
-    camera, (_, time) = shot.camera(len(video)), setting(video[: 3 * gap])
-    kept = due = 0
-    seen = {i: sightings(video[i], time) for i in range(0, len(video), every)}
-    for i in range(0, len(video) - gap, every):
-        for sighting in seen[i]:
-            x = sighting.x - (camera[i + gap] - camera[i])
-            if 22 <= x <= VIEW - 22:
-                due += 1
-                kept += any(
-                    (s.colour, s.kind) == (sighting.colour, sighting.kind) and abs(s.x - x) <= 6 for s in seen[i + gap]
-                )
-    return kept, due
-
-
-def revisit_psnr(video: np.ndarray, lap: int = 192) -> float:
-    """PSNR in dB between frames one lap apart, which show the same place; NaN for a video of less than a lap."""
-    if len(video) <= lap:
-        return float("nan")
-    error = np.square(video[lap:].astype(np.float32) - video[:-lap].astype(np.float32)).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+# The caption
 
 
 def verdict(video: np.ndarray, meaning: Meaning, seconds: float = 3.0) -> dict[str, bool]:
-    """Whether the first seconds show the caption's ground, time of day and first object."""
-    first = video[: round(seconds * 16)]
+    """Whether the first seconds show the caption's ground, time of day and first object.
+
+    The object must be sighted in at least 3 of every second frame; in every shot of the world its first
+    object lies wholly in the view for as long. `object's colour` asks for its colour in any shape.
+    """
+    first = video[: round(seconds * FPS)]
     ground, time = setting(first)
+    seen = [sightings(frame, time) for frame in first[::2]]
     return {
         "ground": ground == meaning.ground,
         "time": time == meaning.time,
-        "object": shows(first[::2], meaning.objects[0], time, least=3),
+        "object": _shown(seen, meaning.objects[0], least=3),
+        "object's colour": _shown(seen, (meaning.objects[0][0], None), least=3),
     }
 
 
-def _paint_owner(frame: np.ndarray, time: str) -> tuple[np.ndarray, np.ndarray]:
-    """Per pixel: the nearest colour's index, and whether it is near enough to be that paint."""
-    lit = np.stack([np.asarray(PAINT[colour]) * LIGHT[time] * SHADES for colour in COLOURS]).clip(0, 255)
-    distance = np.linalg.norm(frame[:, :, None, None] - lit, axis=-1).min(-1)  # [H, W, colours]
-    return distance.argmin(-1), distance.min(-1) < NEAR[time]
+def objects_in_first_pass(video: np.ndarray, scene: Scene, shot: Shot) -> tuple[float, float]:
+    """Shares of the captioned objects seen on the first way over the scene: (in colour and kind, in colour).
+
+    An object counts as seen with 2 sightings, one frame a latent frame; their order does not matter. Due are
+    those that lie wholly in the view for as long by the truth: all of them once the far end is reached.
+    """
+    journey = Journey(video[: ONE_LATENT * FIRST_PASS - 3])
+    camera = shot.camera(len(video))[: ONE_LATENT * FIRST_PASS - 3 : ONE_LATENT]
+    whole = [(s, np.sum((camera + WHOLE <= s.x) & (s.x <= camera + VIEW - WHOLE))) for s in scene.sprites]
+    due = [sprite for sprite, frames in whole if frames >= 2]
+    looks = [_shown(journey.seen, (sprite.colour, sprite.kind), least=2) for sprite in due]
+    colours = [_shown(journey.seen, (sprite.colour, None), least=2) for sprite in due]
+    return (float(np.mean(looks)), float(np.mean(colours))) if due else (0.0, 0.0)
+
+
+# The camera and what comes back
+
+
+@dataclass(frozen=True)
+class Journey:
+    """A video as a way past places, at one frame a latent frame (the first, then the last of each)."""
+
+    video: np.ndarray
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """[latents, HEIGHT, VIEW, 3]"""
+        return self.video[::ONE_LATENT]
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """[latents - 1] pixels that the camera moved from each frame to the next, at most 14 either way."""
+        return np.array([shift(a, b)[0] for a, b in zip(self.frames[:-1], self.frames[1:], strict=True)], int)
+
+    @cached_property
+    def track(self) -> np.ndarray:
+        """[latents] the camera's position in pixels relative to the first frame: the steps, summed up."""
+        return np.concatenate([[0], self.steps.cumsum()]).astype(int)
+
+    @cached_property
+    def seen(self) -> list[list[Sighting]]:
+        """Each frame's objects, under the light of the video's first second."""
+        _, time = setting(self.video[:FPS])
+        return [sightings(frame, time) for frame in self.frames]
+
+    @cached_property
+    def returns(self) -> list[tuple[int, int]]:
+        """(first, later): frames of one place that came back after it had left the window.
+
+        `first` is the earliest frame within half a step of the later one's position. In between, the middle of
+        the later frame's view must have been out of view for at least as many latent frames on end as the
+        window holds, and since it came back never so long again.
+        """
+        pairs = []
+        for later in range(WINDOW, len(self.track)):
+            away = np.abs(self.track[: later + 1] - self.track[later])
+            visits = _visits(away <= VIEW // 2)
+            if len(visits) > 1 and away[: visits[-1].start].min() <= STEP // 2:
+                pairs.append((int(np.argmax(away <= STEP // 2)), later))
+        return pairs
+
+    def moves_as_trained(self, shot: Shot, tolerance: int = 2) -> np.ndarray:
+        """[latents - 1] whether each step is the shot's."""
+        due = np.diff(shot.camera(len(self.video))[::ONE_LATENT])
+        return np.abs(self.steps - due) <= tolerance
+
+    def moves_plausibly(self, tolerance: int = 2) -> np.ndarray:
+        """[latents - 1] whether each step is one of this world's, wherever the camera should be.
+
+        That is `STEP` pixels either way, or less in the one step in which the camera turns: the steps before
+        and after it go opposite ways in full. The first and the last step may be such a turn.
+        """
+        full = np.abs(np.abs(self.steps) - STEP) <= tolerance
+        way = np.where(full, np.sign(self.steps), 0)
+        before, after = np.concatenate([[0], way[:-1]]), np.concatenate([way[1:], [0]])
+        ends = np.arange(len(way)) % max(len(way) - 1, 1) == 0
+        turn = (before * after == -1) | (ends & (before + after != 0))
+        return full | (turn & (np.abs(self.steps) < STEP))
+
+    def turns(self) -> int:
+        """How often the camera's direction changes, steps without motion left out."""
+        steps = self.steps[: len(self.steps) // 2 * 2].reshape(-1, 2).sum(1)
+        return int(np.sum(np.diff(np.sign(steps[np.abs(steps) >= 6])) != 0))
+
+    def revisits(self) -> dict[str, float | None]:
+        """How like themselves places are when they come back.
+
+        revisit error: mean absolute difference in levels (0 to 255) between the frames of each of the `returns`,
+        aligned by the shift of at most 8 pixels at which they differ least. revisit PSNR: of the same in dB, at
+        most 60. revisit consistency: 1 - error / the error of the same later frames against up to 3 frames of
+        places of the first pass that share no column with them, aligned alike; 1 is the same picture, 0 no better
+        than another place. came back: 1 if there are at least 4 returns. Without, a video has no
+        error (None) and its consistency is 0.
+        """
+        errors, others, squares = [], [], []
+        for first, later in self.returns:
+            apart = np.abs(self.track[:FIRST_PASS] - self.track[later])
+            strange = np.flatnonzero(apart >= VIEW)
+            if len(strange):
+                picked = strange[np.linspace(0, len(strange) - 1, min(3, len(strange))).astype(int)]
+                others.append(np.mean([shift(self.frames[k], self.frames[later], STEP)[1] for k in picked]))
+                by, error = shift(self.frames[first], self.frames[later], STEP)
+                errors.append(error)
+                squares.append(_square_error(self.frames[first], self.frames[later], by))
+        if len(errors) < 4:
+            return {"revisit error": None, "revisit PSNR": None, "revisit consistency": 0.0, "came back": 0.0}
+        return {
+            "revisit error": float(np.mean(errors)),
+            "revisit PSNR": float(np.mean(np.minimum(60.0, 10 * np.log10(255**2 / np.maximum(squares, 1e-9))))),
+            "revisit consistency": float(1 - np.mean(errors) / max(np.mean(others), 1e-9)),
+            "came back": 1.0,
+        }
+
+    def objects_kept(self) -> tuple[int, int]:
+        """(found again, due): returns of objects that the video itself showed in the first pass.
+
+        An object is a colour and kind sighted at least twice within 12 pixels of one place of the track. It is due
+        each time that its place comes back after at least a window out of view and the whole object is in view
+        for 3 frames or more, and found again if at least 2 of these frames show it there.
+        """
+        kept = due = 0
+        for look, place in self.objects():
+            aside = np.abs(place - self.track - VIEW / 2)  # from the middle of the view
+            for visit in _visits(aside <= VIEW / 2)[1:]:
+                whole = [frame for frame in visit if aside[frame] <= VIEW / 2 - WHOLE]
+                if len(whole) >= 3:
+                    due += 1
+                    kept += sum(self._shows(frame, look, place) for frame in whole) >= 2
+        return kept, due
+
+    def objects(self) -> list[tuple[tuple[str, str], float]]:
+        """((colour, kind), place on the track) of each object sighted at least twice in the first pass."""
+        found: list[tuple[tuple[str, str], list[float]]] = []
+        for position, seen in zip(self.track[:FIRST_PASS], self.seen, strict=False):
+            for s in seen:
+                if s.kind is None:
+                    continue
+                look, place = (s.colour, s.kind), position + s.x
+                known = next((p for name, p in found if name == look and abs(np.mean(p) - place) <= 12), None)
+                if known is None:
+                    found.append((look, [place]))
+                else:
+                    known.append(place)
+        return [(look, float(np.mean(places))) for look, places in found if len(places) >= 2]
+
+    def kept_in_view(self, gap: int = 4) -> tuple[int, int]:
+        """(seen again, due): sightings that the track leaves in view, `gap` latent frames later."""
+        kept = due = 0
+        for k in range(0, len(self.frames) - gap, 2):
+            for s in self.seen[k]:
+                place = self.track[k] + s.x
+                if s.kind and abs(place - self.track[k + gap] - VIEW / 2) <= VIEW / 2 - WHOLE - 4:
+                    due += 1
+                    kept += self._shows(k + gap, (s.colour, s.kind), place)
+        return kept, due
+
+    def _shows(self, frame: int, look: tuple[str, str], place: float) -> bool:
+        position = self.track[frame]
+        return any((s.colour, s.kind) == look and abs(position + s.x - place) <= 12 for s in self.seen[frame])
+
+
+def _visits(in_view: np.ndarray) -> list[range]:
+    """Stretches of frames in which a place is in view; absences shorter than the window do not end one."""
+    return [range(*run) for run in _runs(in_view, bridge=WINDOW - 1)]
+
+
+def _shown(seen: list[list[Sighting]], thing: tuple[str, str | None], least: int) -> bool:
+    """Whether at least `least` frames show a (colour, kind); kind None means any shape."""
+    colour, kind = thing
+    return sum(any(s.colour == colour and kind in (None, s.kind) for s in frame) for frame in seen) >= least
+
+
+def _square_error(before: np.ndarray, after: np.ndarray, by: int) -> float:
+    a, b = before[:, max(by, 0) : VIEW + min(by, 0)], after[:, max(-by, 0) : VIEW + min(-by, 0)]
+    return float(np.square(a.astype(np.float32) - b).mean())
+
+
+@cache
+def _owners(time: str) -> np.ndarray:
+    """For every colour, [LEVELS, LEVELS, LEVELS]: the index of the paint it is, len(COLOURS) for none.
+
+    A pixel is the paint that it is nearest to under this light, in one of its shades, unless it is far from
+    all of them or nearer to something that is no object: sky, soil, rock, wood.
+    """
+    axis = (np.arange(LEVELS, dtype=np.float32) + 0.5) * 256 / LEVELS
+    pixels = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1)
+
+    def distance(colours: np.ndarray) -> np.ndarray:
+        return np.min([np.linalg.norm(pixels - colour, axis=-1) for colour in colours.clip(0, 255)], 0)
+
+    paints = np.stack([distance(np.asarray(PAINT[name]) * LIGHT[time] * SHADES) for name in COLOURS])
+    top, low = (np.asarray(colour) for colour in SKY[time])
+    things = np.asarray([*SOIL.values(), ROCK, WOOD, DARK]) * LIGHT[time]
+    scenery = np.concatenate([top + (low - top) * np.linspace(0, 1, 5)[:, None], things, 0.75 * things])
+    plain = (paints.min(0) > NEAR[time]) | (paints.min(0) > distance(scenery))
+    return np.where(plain, len(COLOURS), paints.argmin(0)).astype(np.uint8)
 
 
 def _runs(flags: np.ndarray, bridge: int) -> list[tuple[int, int]]:

@@ -1,47 +1,70 @@
-"""How good the shipped weights are: `python -m tinyworld.report [key=value ...]`.
+"""How good the weights are, and the judge: `python -m tinyworld.report [key=value ...]`.
 
-Judges true, reconstructed and generated videos of the same held-out captions, prints the table as
-Markdown, and draws the contact sheet.
+Judges true, reconstructed, generated and spoilt videos of the same held-out captions, runs the recall
+experiment (`tinyworld.recall`), and writes table.json, report.md and a contact sheet.
 """
 
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from evaluation.statistics import Estimate, estimate
 from pipeline import load
 from pipeline.pipeline import Sample
-from tinyworld import judge
+from tinyworld import judge, recall
 from tinyworld.captions import Meaning
 from tinyworld.captions import caption as write_caption
+from tinyworld.context import BLOCK
 from tinyworld.corpus import HELD_OUT
 from tinyworld.render import paint
 from tinyworld.vae import decode, encode, psnr, to_video
-from tinyworld.world import FPS, Shot, draw_scene, draw_shot, film, meaning
+from tinyworld.world import FPS, Scene, Shot, draw_scene, draw_shot, film, meaning
 from utils.config import load_settings
-from utils.errors import run
+from utils.errors import UserError, run
 from utils.files import atomic, require_writable, write_json
 from wan.vae import load_vae
+
+PASS = judge.ONE_LATENT * judge.FIRST_PASS - 3  # pixel frames of the first pass
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What is judged: `clips` held-out captions over their first seconds, `long_clips` over `long_frames` latents."""
+    """What is judged: `clips` captions over `short_frames` latent frames, `long_clips` over `long_frames`.
+
+    Attributes:
+        batch: videos generated together.
+        recall_clips: clips of the recall experiment; 0 leaves it out.
+        recall_first, recall_frames: its first sampled latent frame, and its length.
+    """
 
     config: str = "configs/tinyworld_native.yaml"
     model_root: str = "wan_models"
     generator_ckpt: str = "checkpoints/tinyworld.safetensors"
     steps: list[int] | None = None
-    clips: int = 32
-    short_frames: int = 15
-    long_clips: int = 8
+    clips: int = 64
+    short_frames: int = 42
+    long_clips: int = 16
     long_frames: int = 120
+    recall_clips: int = 64
+    recall_first: int = 39
+    recall_frames: int = 48
+    batch: int = 16
     seed: int = 0
     folder: str = "runs/tinyworld/report"
     sheet_clips: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("short_frames", "long_frames", "recall_first", "recall_frames"):
+            if getattr(self, name) % BLOCK:
+                raise UserError(f"{name} {getattr(self, name)} is no multiple of {BLOCK}, the latent frames of a block")
+        if self.short_frames > self.long_frames:
+            raise UserError(f"short_frames {self.short_frames} is more than long_frames {self.long_frames}")
 
 
 @dataclass(frozen=True)
@@ -49,43 +72,59 @@ class Clip:
     """A held-out clip: its true video [T, H, W, 3] and what is true about it."""
 
     video: np.ndarray
+    scene: Scene
     shot: Shot
     meaning: Meaning
     caption: str
 
 
+Column = dict[str, list[float]]  # measure -> a value for each clip that has one
+
+
 def main() -> None:
     settings = load_settings(ReportSettings, None, sys.argv[1:])
-    folder = require_writable(settings.folder)
-    torch.manual_seed(settings.seed)
+    folder, started = require_writable(settings.folder), time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - started:4.0f} s  {line}", flush=True)
+
     short = [held_out_clip(i, 4 * settings.short_frames - 3) for i in range(settings.clips)]
     long = [held_out_clip(i, 4 * settings.long_frames - 3) for i in range(settings.long_clips)]
+    say(f"{len(short)} + {len(long)} scenes painted")
     codec = load_vae(Path(settings.model_root) / "tinyworld" / "vae")
-    again = [reconstruct(codec, clip.video) for clip in short]
-    films = generate(settings, [clip.caption for clip in short], settings.short_frames)
+    frames, shared = 4 * settings.short_frames - 3, min(len(short), len(long))  # the long videos begin as short ones
     long_again = [reconstruct(codec, clip.video) for clip in long]
-    long_films = generate(settings, [clip.caption for clip in long], settings.long_frames)
-    shuffled = [clip.meaning for clip in short[1:] + short[:1]]
+    short_again = [video[:frames] for video in long_again[:shared]]
+    short_again += [reconstruct(codec, clip.video) for clip in short[shared:]]
+    say("true videos reconstructed")
+    long_films = generate(settings, long, settings.long_frames, say)
+    short_films = [video[:frames] for video in long_films[:shared]]
+    short_films += generate(settings, short[shared:], settings.short_frames, say, shared)
     columns = {
-        "true": {**first_seconds([c.video for c in short], short), **whole([c.video for c in long], long)},
-        "reconstructed": {**first_seconds(again, short), **whole(long_again, long)},
-        "generated": {**first_seconds(films, short), **whole(long_films, long)},
-        "true, other caption": first_seconds([c.video for c in short], short, shuffled),
-        "true, recoloured": first_seconds([c.video[..., [1, 2, 0]] for c in short], short),
+        "true": {**early([c.video for c in short], short), **whole([c.video for c in long], long)},
+        "reconstructed": {**early(short_again, short), **whole(long_again, long)},
+        "generated": {**early(short_films, short), **whole(long_films, long)},
+        **spoilt(short, long),
     }
-    columns["reconstructed"]["PSNR, dB"] = float(
-        np.mean([_psnr(a, c.video) for a, c in zip(long_again, long, strict=True)])
-    )
-    write_json(folder / "table.json", columns)
-    print(markdown(columns))
-    sheet(folder / "sheet.png", settings.sheet_clips, [c.video for c in long], long_again, long_films)
+    columns["reconstructed"]["PSNR, dB"] = [_psnr(a, c.video) for a, c in zip(short_again, short, strict=True)]
+    say("judged")
+    table = {name: {measure: estimate(x) for measure, x in column.items() if x} for name, column in columns.items()}
+    results, text = {name: _plain(column) for name, column in table.items()}, markdown(table)
+    if settings.recall_clips:
+        found = recall.summary(recall.recall(recall_settings(settings), say))
+        results["recall"], text = recall.as_json(*found), f"{text}\n\n{recall.markdown(*found)}"
+    write_json(folder / "table.json", results)
+    with atomic(folder / "report.md") as temporary:
+        temporary.write_text(text + "\n")
+    sheet(folder / "sheet.png", min(settings.sheet_clips, len(long)), [c.video for c in long], long_again, long_films)
+    print(f"{text}\n\nwritten to {folder}: report.md, table.json, sheet.png")
 
 
 def held_out_clip(index: int, frames: int) -> Clip:
-    """The held-out clip with this number."""
+    """The held-out clip with this number, of so many pixel frames."""
     scene, shot = draw_scene(HELD_OUT + index), draw_shot(HELD_OUT + index)
     what = meaning(scene, shot)
-    return Clip(film(paint(scene), shot.camera(frames)), shot, what, write_caption(what))
+    return Clip(film(paint(scene), shot.camera(frames)), scene, shot, what, write_caption(what))
 
 
 def reconstruct(codec, video: np.ndarray) -> np.ndarray:
@@ -94,12 +133,18 @@ def reconstruct(codec, video: np.ndarray) -> np.ndarray:
     return _bytes(out.permute(1, 2, 3, 0))
 
 
-def generate(settings: ReportSettings, captions: list[str], frames: int, batch: int = 8) -> list[np.ndarray]:
-    """Videos of the captions, each [T, H, W, 3] uint8, by the pipeline that users have."""
+def generate(
+    settings: ReportSettings, clips: list[Clip], frames: int, say: Callable[[str], None], number: int = 0
+) -> list[np.ndarray]:
+    """Videos of the clips' captions, each [T, H, W, 3] uint8, by the pipeline that users have.
+
+    Args:
+        number: of the first clip.
+    """
     chosen = {"denoising_step_list": settings.steps} if settings.steps else {}
     pipe = load(
         settings.config,
-        captions,
+        [clip.caption for clip in clips],
         model_root=settings.model_root,
         generator_ckpt=settings.generator_ckpt,
         num_output_frames=frames,
@@ -107,44 +152,115 @@ def generate(settings: ReportSettings, captions: list[str], frames: int, batch: 
         **chosen,
     )
     videos = []
-    for first in range(0, len(captions), batch):
-        samples = [Sample(caption, first + i) for i, caption in enumerate(captions[first : first + batch])]
+    for first in range(0, len(clips), settings.batch):
+        some = clips[first : first + settings.batch]
+        samples = [Sample(clip.caption, number + first + i) for i, clip in enumerate(some)]
         videos.extend(np.concatenate(list(pipe.frames(samples)), axis=1))
+        say(f"{len(videos)} of {len(clips)} videos of {frames} latent frames generated")
     return videos
 
 
-def first_seconds(
-    videos: list[np.ndarray], clips: list[Clip], meanings: list[Meaning] | None = None
-) -> dict[str, float]:
-    """Shares of the videos whose first 3 s show what the caption says."""
-    meanings = meanings or [clip.meaning for clip in clips]
-    verdicts = [judge.verdict(video, what) for video, what in zip(videos, meanings, strict=True)]
-    return {f"{name}, first 3 s": float(np.mean([v[name] for v in verdicts])) for name in verdicts[0]}
-
-
-def whole(videos: list[np.ndarray], clips: list[Clip]) -> dict[str, float]:
-    """What the videos do over 10 and 30 s."""
+def early(videos: list[np.ndarray], clips: list[Clip]) -> Column:
+    """What the first 3 s, the first pass over the scene and the first 10 s show of the clips' captions."""
     pairs = list(zip(videos, clips, strict=True))
-    kept = np.sum([judge.persistence(video[: 10 * FPS], clip.shot) for video, clip in pairs], 0)
-    late = np.sum([judge.persistence(video, clip.shot) for video, clip in pairs], 0)
-    still = [judge.setting(video[-FPS:]) == (clip.meaning.ground, clip.meaning.time) for video, clip in pairs]
+    verdicts = [judge.verdict(video, clip.meaning) for video, clip in pairs]
+    column = {f"{name}, first 3 s": [float(v[name]) for v in verdicts] for name in verdicts[0]}
+    if len(videos[0]) >= PASS:
+        shown = [judge.objects_in_first_pass(video, clip.scene, clip.shot) for video, clip in pairs]
+        column["objects in the first pass"] = [looks for looks, _ in shown]
+        column["colours in the first pass"] = [colours for _, colours in shown]
+        column["sightings that the caption names"] = [x for x in map(precision, videos, clips) if x is not None]
+    moves = [judge.Journey(video[: 10 * FPS]).moves_as_trained(clip.shot).mean() for video, clip in pairs]
+    column["camera as trained, first 10 s, clips"] = [float(share >= 0.9) for share in moves]
+    return column
+
+
+def precision(video: np.ndarray, clip: Clip) -> float | None:
+    """Share of the objects sighted in the first pass, frame by frame, that are among the caption's."""
+    seen = [(s.colour, s.kind) for frame in judge.Journey(video[:PASS]).seen for s in frame if s.kind]
+    return float(np.mean([look in clip.meaning.objects for look in seen])) if seen else None
+
+
+def whole(videos: list[np.ndarray], clips: list[Clip]) -> Column:
+    """What whole videos do; clips to which a measure does not apply are left out of it."""
+    rows = [long_run(video, clip) for video, clip in zip(videos, clips, strict=True)]
+    return {f"{name}, whole video": [row[name] for row in rows if row[name] is not None] for name in rows[0]}
+
+
+def long_run(video: np.ndarray, clip: Clip) -> dict[str, float | None]:
+    """What one video does from its first frame to its last; None where there is nothing to measure."""
+    journey = judge.Journey(video)
+    (kept, due), (in_view, seen) = journey.objects_kept(), journey.kept_in_view()
     return {
-        "camera as trained, 10 s": float(np.mean([judge.moves_as_trained(v[: 10 * FPS], c.shot) for v, c in pairs])),
-        "camera as trained, 30 s": float(np.mean([judge.moves_as_trained(v, c.shot) for v, c in pairs])),
-        "turns in 30 s": float(np.mean([judge.turns(v) for v, c in pairs])),
-        "objects kept in view, 10 s": float(kept[0] / max(kept[1], 1)),
-        "objects kept in view, 30 s": float(late[0] / max(late[1], 1)),
-        "ground and time in the last second": float(np.mean(still)),
-        "same place a lap later, dB": float(np.mean([min(judge.revisit_psnr(v), 99.0) for v, _ in pairs])),
+        "camera as trained": float(journey.moves_as_trained(clip.shot).mean()),
+        "motion plausible": float(journey.moves_plausibly().mean()),
+        **journey.revisits(),
+        "objects kept": kept / due if due else None,
+        "objects kept in view": in_view / seen if seen else None,
+        "ground and time kept": float(judge.setting(video[-FPS:]) == (clip.meaning.ground, clip.meaning.time)),
     }
 
 
-def markdown(columns: dict[str, dict[str, float]]) -> str:
-    """The table, a row for each measure."""
-    rows = list(dict.fromkeys(name for column in columns.values() for name in column))
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+def spoilt(short: list[Clip], long: list[Clip]) -> dict[str, Column]:
+    """True videos of which something is wrong.
+
+    `early` sees whole videos spoilt, or another clip's; `whole` those whose first pass is true. The second half of
+    a shuffled one is that of the next clip whose camera goes the same way.
+    """
+    others = short[1:] + short[:1]
+    columns = {"other caption": early([clip.video for clip in others], short)}
+    for name, change in CHANGES.items():
+        columns[name] = {
+            **early([change(clip.video) for clip in short], short),
+            **whole([np.concatenate([c.video[:PASS], change(c.video[PASS:])]) for c in long], long),
+        }
+    partners = [same_way(long, i) for i in range(len(long))]
+    shuffled = [np.concatenate([c.video[:PASS], o.video[PASS:]]) for c, o in zip(long, partners, strict=True)]
+    columns["shuffled halves"] = whole(shuffled, long)
+    columns["standing still"] = whole([np.repeat(c.video[:1], len(c.video), 0) for c in long], long)
+    return columns
+
+
+def recolour(video: np.ndarray) -> np.ndarray:
+    """Red, green and blue exchanged."""
+    return video[..., [1, 2, 0]]
+
+
+def blur(video: np.ndarray) -> np.ndarray:
+    """A Gaussian of 3 pixels over every frame."""
+    if not len(video):
+        return video
+    return np.stack([np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(3))) for frame in video])
+
+
+CHANGES = {"recoloured": recolour, "blurred": blur}
+
+
+def same_way(clips: list[Clip], index: int) -> Clip:
+    """The next clip whose camera starts in the same direction, the next one at all if there is none."""
+    rest = clips[index + 1 :] + clips[:index]
+    return next((clip for clip in rest if clip.shot.direction == clips[index].shot.direction), (rest or clips)[0])
+
+
+def recall_settings(settings: ReportSettings) -> recall.RecallSettings:
+    return recall.RecallSettings(
+        model_root=settings.model_root,
+        generator_ckpt=settings.generator_ckpt,
+        steps=settings.steps,
+        clips=settings.recall_clips,
+        first=settings.recall_first,
+        frames=settings.recall_frames,
+        batch=min(settings.batch, settings.recall_clips),
+        seed=settings.seed,
+    )
+
+
+def markdown(table: dict[str, dict[str, Estimate]]) -> str:
+    """The table, a row for each measure: means over clips, and 95% intervals in the generated column."""
+    rows = list(dict.fromkeys(name for column in table.values() for name in column))
+    lines = ["| | " + " | ".join(table) + " |", "|---" * (1 + len(table)) + "|"]
     for row in rows:
-        cells = [f"{column[row]:.2f}" if row in column else "" for column in columns.values()]
+        cells = [_cell(column.get(row), name == "generated") for name, column in table.items()]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -158,6 +274,16 @@ def sheet(path: Path, clips: int, *kinds: list[np.ndarray]) -> None:
     picture = Image.fromarray(np.concatenate(rows))
     with atomic(path) as temporary:
         picture.resize((picture.width * 2, picture.height * 2)).save(temporary, optimize=True)
+
+
+def _cell(found: Estimate | None, interval: bool) -> str:
+    if found is None:
+        return ""
+    return f"{found.mean:.2f}" + (f" [{found.low:.2f}, {found.high:.2f}]" if interval and found.low is not None else "")
+
+
+def _plain(column: dict[str, Estimate]) -> dict[str, dict]:
+    return {measure: asdict(found) for measure, found in column.items()}
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:

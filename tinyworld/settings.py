@@ -15,7 +15,12 @@ class WorldSettings:
 
 @dataclass(frozen=True)
 class VaeStage:
-    """One leg of the codec's training: `frames` of `height` x `width` crops, lr falling from `lr` to `lr_end`."""
+    """One leg of the codec's training: `frames` of `height` x `width` crops, lr falling from `lr` to `lr_end`.
+
+    Attributes:
+        noise: deviation of the noise on the latents, relative to theirs.
+        mse: weight of the square error beside the absolute one.
+    """
 
     steps: int = 0
     frames: int = 1
@@ -24,13 +29,14 @@ class VaeStage:
     batch: int = 1
     lr: float = 1e-3
     lr_end: float = 1e-3
+    noise: float = 0.1
+    mse: float = 1.0
 
 
 @dataclass(frozen=True)
 class VaeSettings:
     base_dim: int = 24
     z_dim: int = 16
-    latent_noise: float = 0.1
     check_clips: int = 16
     stages: list[VaeStage] = field(default_factory=list)
 
@@ -102,6 +108,7 @@ class FewStepSettings:
 
     Attributes:
         own: share of the context blocks that the model itself made, from frames noised to a level s of `lowest`..1.
+        guidance: how far, 0 to below 1, the target is moved towards what the caption changes.
         muon_lr, adam_lr: learning rates at the start; they fall to zero.
         kinds, batch, copies, start_batch, start_blocks: as in `BackboneSettings`.
     """
@@ -109,6 +116,7 @@ class FewStepSettings:
     steps: int = 1000
     own: float = 0.5
     lowest: float = 0.2
+    guidance: float = 0.0
     muon_lr: float = 4e-3
     adam_lr: float = 2e-3
     kinds: list[float] = field(default_factory=lambda: [0.6, 0.2, 0.2])

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch.nn.functional import l1_loss, mse_loss
 
-from tinyworld.settings import VaeSettings
+from tinyworld.settings import VaeSettings, VaeStage
 from tinyworld.training import Checkpoint, Log, Pair, generator, noise
 from tinyworld.world import HEIGHT, TRAVEL, VIEW, Shot, film
 
@@ -49,7 +49,7 @@ def train(
             lr = stage.lr * (stage.lr_end / stage.lr) ** part
             rng = generator(seed, 10, step)
             clips = [_crop(draw_clip(panoramas, speeds, stage.frames, rng), stage, rng) for _ in range(stage.batch)]
-            loss, mse = _loss(vae, to_video(np.stack(clips)), settings.latent_noise, rng)
+            loss, mse = _loss(vae, to_video(np.stack(clips)), stage, rng)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             optimizer.step(lr, lr)
@@ -122,17 +122,17 @@ def _decode(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
 
 
 def _loss(
-    vae: AutoencoderKLWan, video: torch.Tensor, latent_noise: float, rng: np.random.Generator
+    vae: AutoencoderKLWan, video: torch.Tensor, stage: VaeStage, rng: np.random.Generator
 ) -> tuple[torch.Tensor, float]:
     """L1 + MSE + L1 of the picture's gradients; the noise keeps neighbouring latents alike. And the MSE alone."""
     with torch.autocast("cpu", torch.bfloat16):
         z = vae.encode(video).latent_dist.mode()
-        noisy = z + latent_noise * z.detach().float().std() * noise(rng, *z.shape)
+        noisy = z + stage.noise * z.detach().float().std() * noise(rng, *z.shape)
         got = _decode(vae, noisy)
     got, z = got.float(), z.float()
     edges = sum(l1_loss(got.diff(dim=axis), video.diff(dim=axis)) for axis in (-1, -2))
     mse = mse_loss(got, video)
-    return l1_loss(got, video) + mse + 0.5 * edges + 1e-5 * z.square().mean(), mse.item()
+    return l1_loss(got, video) + stage.mse * mse + 0.5 * edges + 1e-5 * z.square().mean(), mse.item()
 
 
 def _optimizer(vae: AutoencoderKLWan) -> Pair:
@@ -144,6 +144,6 @@ def _optimizer(vae: AutoencoderKLWan) -> Pair:
     return Pair(list(kernels.values()), [p for n, p in vae.named_parameters() if n not in kernels])
 
 
-def _crop(clip: np.ndarray, stage, rng: np.random.Generator) -> np.ndarray:
+def _crop(clip: np.ndarray, stage: VaeStage, rng: np.random.Generator) -> np.ndarray:
     top, left = rng.integers(0, HEIGHT - stage.height + 1), rng.integers(0, VIEW - stage.width + 1)
     return clip[:, top : top + stage.height, left : left + stage.width]

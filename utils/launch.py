@@ -1,11 +1,16 @@
 """torchrun without its tracebacks: `python -m utils.launch [torchrun options] SCRIPT|-m MODULE [arguments]`.
 
-Starts the processes as torchrun does. A process that fails has said why in one line; its exit
-status becomes this one's, and torchrun's own report is left out.
+Starts the processes as torchrun does. A process that fails has said why in one line, which is
+printed once where several fail alike; its exit status becomes this one's, and torchrun's own report
+is left out.
 """
 
 import logging
+import os
 import sys
+import tempfile
+
+from utils.errors import SAID
 
 
 def main() -> None:
@@ -14,7 +19,8 @@ def main() -> None:
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     try:
-        torchrun(sys.argv[1:])
+        with tempfile.TemporaryDirectory() as os.environ[SAID]:
+            torchrun(sys.argv[1:])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         sys.exit(failure.exitcode if 0 < failure.exitcode < 126 else 1)

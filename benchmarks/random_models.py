@@ -1,0 +1,49 @@
+"""Models of any size with random weights: enough to measure time and memory."""
+
+SIZES = {  # sizes of the transformer that differ from those of Wan2.1-T2V-1.3B
+    "tinyworld": {
+        "dim": 128,
+        "ffn_dim": 512,
+        "num_heads": 4,
+        "num_layers": 6,
+        "freq_dim": 64,
+        "text_dim": 64,
+        "text_len": 32,
+    },
+    "small": {"dim": 384, "ffn_dim": 1536, "num_heads": 6, "num_layers": 6},
+    "1.3b": {},
+    "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
+}
+MINIATURE_VAE = {  # of tinyworld and small; the others have Wan's
+    "base_dim": 24,
+    "dim_mult": [1, 2, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True, True],
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+}
+
+
+def make_model(size: str, device, dtype):
+    """A frozen transformer."""
+    import torch  # late, as below: names of sizes are needed before
+
+    from wan.model import CausalWanModel
+
+    with torch.device(device):
+        return CausalWanModel(**SIZES[size]).to(dtype).eval().requires_grad_(False)
+
+
+def make_vae(kind: str, size: str, device, dtype):
+    """The frozen video autoencoder, full or tiny, that goes with a transformer of that size."""
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    from wan.tiny_vae import TinyVAE
+
+    with torch.device(device):
+        full = MINIATURE_VAE if size in ("tinyworld", "small") else {}
+        vae = TinyVAE() if kind == "tiny" else AutoencoderKLWan(**full)
+    return vae.to(dtype).eval().requires_grad_(False)

@@ -1,0 +1,370 @@
+"""What a context policy is worth on tinyworld: `python -m tinyworld.benchmark [key=value ...]`.
+
+Every row of configs/tinyworld_benchmark.yaml makes the same held-out prompts from the same noise; the
+judge measures each video, and what it found is kept, so a stopped run goes on where it was. The table,
+paired differences and a figure follow when all is there. `benchmark_tinyworld.sh` shares the work
+over processes.
+"""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.curve import Curve
+from evaluation.drift import drift_scores
+from evaluation.measure import PICTURES_A_SECOND
+from evaluation.picture import CELLS, ORIENTATIONS, SCALARS, describe
+from evaluation.statistics import Difference, Estimate, by_group, compare, estimate, holm
+from pipeline import build
+from pipeline.config import RunConfig, load_config
+from pipeline.outputs import PLACES, Digests
+from pipeline.pipeline import Sample, load
+from tinyworld import judge
+from tinyworld.context import BLOCK
+from tinyworld.corpus import held_out
+from tinyworld.report import Clip, held_out_clip
+from tinyworld.world import FPS
+from utils.config import choose, load_settings, to_dict
+from utils.errors import UserError, run
+from utils.files import atomic, require_writable, write_json
+from utils.processes import rank, share
+from utils.progress import Progress
+
+CONFIG = "configs/tinyworld_benchmark.yaml"
+TRUTH = "true videos"
+METRICS = {  # measure -> whether more is better (1) or less (-1)
+    "revisit consistency": 1,
+    "revisit error": -1,
+    "came back": 1,
+    "objects kept": 1,
+    "objects in the first pass": 1,
+    "ground and time kept": 1,
+    "motion plausible": 1,
+    "camera as trained": 1,
+    "drift": -1,
+}
+Unit = tuple[int, int]  # prompt, sample
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to generate: a config and what it changes, as a tree."""
+
+    config: str = "configs/tinyworld_native.yaml"
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """The benchmark.
+
+    Attributes:
+        rows: name -> how it generates; the name is a folder too.
+        comparisons: what it shows -> [baseline, rows that are compared with it].
+        only: rows to run, all if empty.
+        prompts: how many of the held-out captions.
+        samples: videos a caption.
+        frames: length in latent frames.
+        subset: 16 prompts with one sample each, instead.
+        batch: videos generated together.
+        model_root, generator_ckpt, ae_ckpt, steps: instead of the rows' own weights and denoising steps.
+    """
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    comparisons: dict[str, list[str]] = field(default_factory=dict)
+    only: list[str] = field(default_factory=list)
+    prompts: int = 32
+    samples: int = 2
+    frames: int = 120
+    subset: bool = False
+    batch: int = 8
+    seed: int = 0
+    model_root: str | None = None
+    generator_ckpt: str | None = None
+    ae_ckpt: str | None = None
+    steps: list[int] | None = None
+    folder: str = "runs/tinyworld/benchmark"
+
+    def __post_init__(self) -> None:
+        for name in self.rows:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise UserError(f"row '{name}' in {CONFIG} cannot be a folder's name; use letters, digits, _ and -")
+        for name in (*self.only, *(row for compared in self.comparisons.values() for row in compared)):
+            choose("only or comparisons", name, self.rows)
+        if min(self.prompts, self.samples, self.batch) < 1:
+            raise UserError("prompts, samples and batch must be at least 1")
+
+    def chosen(self) -> dict[str, Row]:
+        return {name: row for name, row in self.rows.items() if name in self.only or not self.only}
+
+    def units(self) -> list[Unit]:
+        """(prompt, sample) of every video of a row."""
+        prompts, samples = (16, 1) if self.subset else (self.prompts, self.samples)
+        return [(prompt, sample) for prompt in range(prompts) for sample in range(samples)]
+
+    def run_config(self, row: Row) -> RunConfig:
+        """The settings that a row generates with."""
+        told = {"model_root": self.model_root, "generator_ckpt": self.generator_ckpt, "denoising_step_list": self.steps}
+        told = {key: value for key, value in told.items() if value is not None}
+        overrides = {**row.overrides, **told, "seed": self.seed, "num_output_frames": self.frames}
+        config = load_config(row.config, overrides)
+        if self.ae_ckpt:
+            config = replace(config, model_kwargs=replace(config.model_kwargs, ae_ckpt=self.ae_ckpt))
+        return config
+
+
+def main() -> None:
+    settings = load_settings(BenchmarkSettings, CONFIG, sys.argv[1:])
+    folder = require_writable(settings.folder)
+    stores = {TRUTH: Store(folder / "truth", {"judge": judge.VERSION, "frames": settings.frames})}
+    for name, row in settings.chosen().items():
+        config = build.check(settings.run_config(row))
+        stores[name] = Store(folder / name, identity(config))
+    made = fill(settings, stores)
+    results = {name: store.read(settings.units()) for name, store in stores.items()}
+    due = {name: len(units_of(settings, name)) for name in stores}
+    if all(len(results[name]) == due[name] for name in stores) and (made or rank() == 0):
+        report(settings, results, folder)
+
+
+class Store:
+    """One row's results, a file for each video, all of the same weights and settings.
+
+    Raises:
+        UserError: the folder holds those of others.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.folder, path = folder, folder / "row.json"
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if kept != json.loads(json.dumps(about)):
+                changed = sorted(key for key in {*kept, *about} if kept.get(key) != about.get(key))
+                raise UserError(
+                    f"{folder} holds results of other weights or settings ({', '.join(changed)}); "
+                    "delete it, or keep it and name another with folder=..."
+                )
+        else:
+            write_json(path, about)
+
+    def path(self, unit: Unit) -> Path:
+        return self.folder / f"{unit[0]:05d}-{unit[1]}.json"
+
+    def read(self, units: Sequence[Unit]) -> dict[Unit, dict[str, float | None]]:
+        """What is there of the units."""
+        return {unit: json.loads(self.path(unit).read_text()) for unit in units if self.path(unit).exists()}
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """All that a result depends on: settings, digests of the weights, and the judge's version."""
+    settings = {key: value for key, value in to_dict(config).items() if key not in (*PLACES, "batch_size", "bank")}
+    del settings["model_kwargs"]["ae_ckpt"]
+    digests = {name: found["sha256"] for name, found in Digests(build.weight_files(config))().items()}
+    return {"judge": judge.VERSION, **settings, **digests}
+
+
+def units_of(settings: BenchmarkSettings, name: str) -> list[Unit]:
+    """A row's videos; the true video of a caption is always the same."""
+    return [unit for unit in settings.units() if name != TRUTH or unit[1] == 0]
+
+
+def fill(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> int:
+    """Make and measure this process's share of what is missing; how many batches that were.
+
+    A batch of which anything is missing is made as a whole: rounding depends on the batch, results do not depend
+    on where a run was stopped.
+    """
+    batches = [
+        (name, units[first : first + settings.batch])
+        for name in stores
+        for units in [units_of(settings, name)]
+        for first in range(0, len(units), settings.batch)
+    ]
+    mine = [
+        (name, units)
+        for name, units in share(batches)  # before finished ones are left out: processes that start apart agree
+        if not all(stores[name].path(unit).exists() for unit in units)
+    ]
+    generated = sum(len(units) for name, units in mine if name != TRUTH)
+    progress = Progress(generated, settings.frames // BLOCK, judge.ONE_LATENT * BLOCK, quiet=rank() > 0)
+    progress.say(f"{len(stores)} rows of {len(settings.units())} videos in {settings.folder}; {generated} to make here")
+    pipelines, started = {}, time.monotonic()
+    for name, units in mine:
+        clips = [held_out_clip(prompt, 4 * settings.frames - 3) for prompt, _ in units]
+        if name == TRUTH:
+            videos = [clip.video for clip in clips]
+        else:
+            if name not in pipelines:
+                captions = [held_out(prompt, (2,))[2] for prompt in {prompt for prompt, _ in settings.units()}]
+                pipelines = {name: load(settings.run_config(settings.rows[name]), captions)}
+            progress.begin(f"{name} {units[0][0]}-{units[-1][0]}", len(units))
+            samples = [Sample(clip.caption, *unit) for clip, unit in zip(clips, units, strict=True)]
+            videos = np.concatenate(list(counted(pipelines[name].frames(samples), progress)), axis=1)
+            progress.end()
+        for video, clip, unit in zip(videos, clips, units, strict=True):
+            write_json(stores[name].path(unit), measure(video, clip))
+        if name != TRUTH:
+            each = (time.monotonic() - started) / progress.made
+            minutes = each * (generated - progress.made) / 60
+            progress.say(f"{progress.made} of {generated} videos, {each:.1f} s each, {minutes:.0f} min left")
+    progress.close()
+    return len(mine)
+
+
+def counted(blocks: Iterator[np.ndarray], progress: Progress) -> Iterator[np.ndarray]:
+    """Pass the blocks on and count them."""
+    for frames in blocks:
+        progress.step(0, ())
+        yield frames
+
+
+def measure(video: np.ndarray, clip: Clip) -> dict[str, float | None]:
+    """What the judge finds in a video [T, H, W, 3]; None where a measure has nothing to measure."""
+    journey = judge.Journey(video)
+    kept, due = journey.objects_kept()
+    looks, colours = judge.objects_in_first_pass(video, clip.scene, clip.shot)
+    return {
+        **journey.revisits(),
+        "objects kept": kept / due if due else None,
+        "objects in the first pass": looks,
+        "colours in the first pass": colours,
+        "ground and time kept": float(judge.setting(video[-FPS:]) == (clip.meaning.ground, clip.meaning.time)),
+        "motion plausible": float(journey.moves_plausibly().mean()),
+        "camera as trained": float(journey.moves_as_trained(clip.shot).mean()),
+        "drift": drift(video),
+    }
+
+
+def drift(video: np.ndarray) -> float:
+    """The drift score of `evaluation.drift` of a video [T, H, W, 3] of bytes."""
+    curve, every = Curve(len(SCALARS) + CELLS * CELLS * ORIENTATIONS), round(FPS / PICTURES_A_SECOND)
+    for index in range(0, len(video), every):
+        curve.add(index / FPS, describe(video[index]))
+    return drift_scores(*curve.read())["drift"]
+
+
+@dataclass(frozen=True)
+class Test:
+    """One paired difference `row` - `baseline` in one measure."""
+
+    question: str
+    baseline: str
+    row: str
+    metric: str
+    difference: Difference
+
+
+Results = Mapping[str, Mapping[Unit, Mapping[str, float | None]]]
+
+
+def report(settings: BenchmarkSettings, results: Results, folder: Path) -> None:
+    """Write table.md, table.json and benchmark.png; print the tables."""
+    values = {
+        name: {metric: by_prompt(found, metric) for metric in METRICS if by_prompt(found, metric)}
+        for name, found in results.items()
+    }
+    means = {name: {metric: estimate(v.values()) for metric, v in row.items()} for name, row in values.items()}
+    tests = differences(settings, values)
+    text = "\n\n".join([table(means), *comparison_tables(tests)])
+    with atomic(folder / "table.md") as temporary:
+        temporary.write_text(text + "\n")
+    rows = {name: {metric: asdict(found) for metric, found in row.items()} for name, row in means.items()}
+    write_json(folder / "table.json", {"rows": rows, "differences": [asdict(test) for test in tests]})
+    draw(means, folder / "benchmark.png")
+    print(f"{text}\n\nwritten to {folder}: table.md, table.json, benchmark.png", flush=True)
+
+
+def by_prompt(found: Mapping[Unit, Mapping[str, float | None]], metric: str) -> dict[int, float]:
+    """Prompt -> mean over its samples, those left out that have no value."""
+    return by_group({unit: row[metric] for unit, row in found.items() if row.get(metric) is not None})
+
+
+def differences(settings: BenchmarkSettings, values: Mapping[str, Mapping[str, dict[int, float]]]) -> list[Test]:
+    """Every comparison's paired differences over prompts, p-values corrected for all that are reported."""
+    tests = []
+    for question, (baseline, *rows) in settings.comparisons.items():
+        for row in rows:
+            for metric in METRICS:
+                pair = [values.get(name, {}).get(metric, {}) for name in (baseline, row)]
+                if found := compare(*pair):
+                    tests.append(Test(question, baseline, row, metric, found))
+    corrected = holm([test.difference.p for test in tests])
+    return [
+        replace(test, difference=replace(test.difference, p_holm=p)) for test, p in zip(tests, corrected, strict=True)
+    ]
+
+
+def table(means: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Markdown: a row for each way to generate, means with 95% intervals over prompts."""
+    lines = [_line(["", *METRICS]), "|---" * (1 + len(METRICS)) + "|"]
+    for name, row in means.items():
+        lines.append(_line([name, *(_mean(row.get(metric)) for metric in METRICS)]))
+    return "\n".join(lines)
+
+
+def comparison_tables(tests: Sequence[Test]) -> list[str]:
+    """Markdown: a table for each question; * marks p < 0.05 after Holm's correction over all tables."""
+    tables = []
+    for question in dict.fromkeys(test.question for test in tests):
+        some = [test for test in tests if test.question == question]
+        lines = [f"{question[0].upper()}{question[1:]}:", "", _line(["", *METRICS]), "|---" * (1 + len(METRICS)) + "|"]
+        for row in dict.fromkeys(test.row for test in some):
+            found = {test.metric: test.difference for test in some if test.row == row}
+            cells = [_difference(found.get(metric)) for metric in METRICS]
+            lines.append(_line([f"{row} - {some[0].baseline}", *cells]))
+        tables.append("\n".join(lines))
+    return tables
+
+
+def draw(means: Mapping[str, Mapping[str, Estimate]], path: Path) -> None:
+    """Means and intervals, a panel for each measure."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names, across = list(means)[::-1], 3
+    size = 3.4 * across, -(-len(METRICS) // across) * (0.7 + 0.25 * len(names))
+    figure, panels = plt.subplots(-(-len(METRICS) // across), across, figsize=size, sharey=True, layout="constrained")
+    for axes, (metric, better) in zip(panels.flat, METRICS.items(), strict=True):
+        for y, name in enumerate(names):
+            if found := means[name].get(metric):
+                low, high = (found.mean if end is None else end for end in (found.low, found.high))
+                axes.plot([low, high], [y, y], color="0.5", linewidth=2)
+                axes.plot(found.mean, y, "o", color="C1" if name == TRUTH else "C0", markersize=5)
+        axes.set_title(f"{metric} ({'more' if better > 0 else 'less'} is better)", fontsize=9)
+        axes.set_xlim(left=min(axes.get_xlim()[0], 0))
+        axes.set_yticks(range(len(names)), names)
+        axes.grid(axis="x", color="0.9")
+        axes.tick_params(labelsize=8)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _mean(found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.mean:.2f}" + (f" [{found.low:.2f}, {found.high:.2f}]" if found.low is not None else "")
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    star = " *" if found.p_holm is not None and found.p_holm < 0.05 else ""
+    return f"{found.mean:+.2f}" + (f" [{found.low:+.2f}, {found.high:+.2f}]{star}" if found.low is not None else "")
+
+
+if __name__ == "__main__":
+    run(main)
