@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure and compare folders of videos; writes report.html, report.json and a table.
 #
-#   bash evaluate.sh videos/tinyworld_native videos/tinyworld_latentmem
+#   bash evaluate.sh videos/tinyworld/native videos/tinyworld/latentmem
 #   bash evaluate.sh before=runs/a after=runs/b --out runs/report --embed
 #   bash evaluate.sh a.mp4 b.mp4                                    # two files
 #   bash evaluate.sh vbench --help                                  # VBench-Long and the paper's table

@@ -31,7 +31,8 @@ def generate(config: CorpusConfig, prompts: list[Prompt]) -> None:
 
     build.check(config)
     folder = require_writable(config.output_folder, need_bytes=1 << 24)
-    check_manifest(folder / "manifest.json", config, prompts, Digests(build.weight_files(config))(), write=rank() == 0)
+    weights = Digests(build.weight_files(config), config.text_cache)()
+    check_manifest(folder / "manifest.json", config, prompts, weights, write=rank() == 0)
     samples = [Sample(prompt.text, position) for position, prompt in enumerate(prompts)]
     batches = [samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)]
 
@@ -52,7 +53,7 @@ def generate(config: CorpusConfig, prompts: list[Prompt]) -> None:
         parts = []
         for block in pipeline.blocks(batch):
             parts.append(block.latents.to("cpu", torch.bfloat16))
-            progress.step(block.memory_bytes, block.selection.frames[0] if block.selection else ())
+            progress.step(block.memory_bytes, block.selection.frames[0] if block.selection else (), block.dropped)
         for sample, latents in zip(batch, torch.cat(parts, dim=1), strict=True):
             save_tensors(path(sample), latents.clone())
             if sample.index < config.max_video_saves:

@@ -21,7 +21,7 @@ def main() -> None:
 def generate(config: RunConfig, prompts: list[Prompt]) -> None:
     """Make this process's share of the videos, except finished ones."""
     from pipeline import build  # slow to import (torch, diffusers, transformers): only after the arguments are right
-    from pipeline.outputs import Digests, file_names, save_videos
+    from pipeline.outputs import Digests, check_records, file_names, save_videos
     from pipeline.pipeline import Sample, load
 
     build.check(config)
@@ -29,18 +29,22 @@ def generate(config: RunConfig, prompts: list[Prompt]) -> None:
     names = file_names(prompts, config.save_with_index)
     samples = [Sample(prompt.text, prompt.index, n) for prompt in prompts for n in range(config.num_samples)]
     paths = {sample: folder / f"{names[sample.index]}-{sample.number}.mp4" for sample in samples}
-    missing = [sample for sample in samples if not (config.skip_existing and paths[sample].exists())]
-    todo = share(missing)
+    finished = {sample: path for sample, path in paths.items() if config.skip_existing and path.exists()}
+    files = build.weight_files(config)
+    check_records(finished, config, lambda: Digests(files, config.text_cache)())
+    mine = share(samples)  # before finished ones are left out: processes that start apart agree
+    batches = [mine[start : start + config.batch_size] for start in range(0, len(mine), config.batch_size)]
+    batches = [[sample for sample in batch if sample not in finished] for batch in batches]
+    todo = [sample for batch in batches for sample in batch]
     blocks, block_frames = config.num_output_frames // config.num_frame_per_block, 4 * config.num_frame_per_block
     progress = Progress(len(todo), blocks, block_frames, quiet=rank() > 0)
-    progress.say(f"{len(samples)} videos to {folder}, {len(samples) - len(missing)} of them finished already")
+    progress.say(f"{len(samples)} videos to {folder}, {len(finished)} of them finished already")
     if not todo:
         return
     progress.say(build.describe(config))
     pipeline = load(config, prompts=[sample.prompt for sample in todo])
-    weights = Digests(build.weight_files(config))
-    for start in range(0, len(todo), config.batch_size):
-        batch = todo[start : start + config.batch_size]
+    weights = Digests(files, config.text_cache)
+    for batch in filter(None, batches):
         progress.begin(paths[batch[0]].name, len(batch))
         save_videos(pipeline, batch, [paths[sample] for sample in batch], weights, progress.step)
         progress.end()

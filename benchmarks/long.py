@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from utils.config import load_settings
-from utils.errors import run
+from utils.config import choose, load_settings
+from utils.errors import UserError, run
 from utils.files import atomic, write_json
 
 RUNS = {
@@ -22,6 +22,10 @@ RUNS = {
     "tiers": {"device_gb": 0.002, "host_gb": 0.01, "disk_gb": 2.0},
     "capacity 200": {"capacity": 200, "eviction": "redundancy"},
 }
+
+
+SKIPPED = 20  # blocks at the start that are not timed: window and memory are not full yet
+SHORTEST = 2 * SKIPPED + 2  # blocks
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,24 @@ class LongConfig:
     only: str = ""
     output: str = "runs/long"
 
+    def __post_init__(self) -> None:
+        if self.only:
+            choose("only", self.only, RUNS)
+        if self.frames < 3 * SHORTEST:
+            raise UserError(
+                f"frames is {self.frames}; both halves of a run need blocks to time, use {3 * SHORTEST} or more"
+            )
+
 
 def main() -> None:
-    if sys.argv[1:2] in (["-h"], ["--help"]):
-        print(__doc__)
-        return
     config = load_settings(LongConfig, None, sys.argv[1:])
     if config.only:
         generate(config)
         return
     for name in RUNS:
-        subprocess.run([sys.executable, "-m", "benchmarks.long", *sys.argv[1:], f"only={name}"], check=True)
+        child = subprocess.run([sys.executable, "-m", "benchmarks.long", *sys.argv[1:], f"only={name}"])
+        if child.returncode:  # it has said why
+            sys.exit(child.returncode if child.returncode > 0 else 1)
     results = {name: json.loads(path(config, name).read_text()) for name in RUNS}
     report(results)
     draw(results, Path(config.output) / "long.png")
@@ -73,7 +84,7 @@ def generate(config: LongConfig) -> None:
                 "resident": process.memory_info().rss,
                 "tier_bytes": dict(block.tier_bytes),
                 "dropped": len(block.dropped),
-                "digest": hashlib.sha256(block.latents.numpy().tobytes()).hexdigest()[:16],
+                "digest": hashlib.sha256(block.latents.cpu().numpy().tobytes()).hexdigest()[:16],
             }
         )
         started = time.perf_counter()
@@ -94,7 +105,7 @@ def report(results: dict) -> None:
     for name, result in results.items():
         blocks = result["blocks"]
         quarter, half = len(blocks) // 4, len(blocks) // 2
-        first, second = (median(block["seconds"] for block in part) for part in (blocks[20:half], blocks[half:]))
+        first, second = (median(block["seconds"] for block in part) for part in (blocks[SKIPPED:half], blocks[half:]))
         tiers = [blocks[-1]["tier_bytes"].get(tier, 0) / 1e6 for tier in ("device", "host", "disk")]
         same = next((i for i, block in enumerate(blocks) if block["digest"] != plain[i]), len(blocks))
         first_drop = next((i for i, block in enumerate(blocks) if block["dropped"]), None)

@@ -62,9 +62,6 @@ class BenchmarkConfig:
 
 
 def main() -> None:
-    if sys.argv[1:2] in (["-h"], ["--help"]):
-        print(__doc__)
-        return
     config = load_settings(BenchmarkConfig, None, sys.argv[1:])
     result = measure(config)
     write_json(config.output, result)
@@ -124,22 +121,26 @@ def end_to_end(config: BenchmarkConfig, model, vae, device, dtype) -> dict:
         Seconds from a standing start (weights loaded, no forward yet) to the first frame in host memory, frames a
         second of the steady state, and peak memory.
     """
+    import torch
+
     from benchmarks.machine import peaks
     from pipeline.decode import start_decoder, to_uint8
     from utils.background import Background
     from utils.streams import SideStream
 
-    decoder, side, done = start_decoder(vae), SideStream(device), []
+    decoder, side, done = start_decoder(vae), SideStream(device, "decode"), []
 
     def decode(latents, ready) -> None:
         with ready:
             to_uint8(decoder(latents))
         done.append(time.perf_counter())
 
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # measuring the machine took more
     started = time.perf_counter()
     one = Run("latentmem", config, device, dtype)
     one.start(model, staged=False)
-    with Background() as background:
+    with Background(side.use_device) as background:
         for block in one.blocks:
             background.do(decode, block.latents, side.after_now())
     steady = done[-config.blocks - 1 :]

@@ -173,8 +173,8 @@ class Motion:
         """Follow the next frame [H, W, 3], at full and at working size.
 
         Returns:
-            [3]: mean absolute difference to the previous frame in levels, whether it is frozen, whether it
-            how many more frames are known to be repeated; None for the first frame.
+            [3]: mean absolute difference to the previous frame in levels, whether it is frozen, and how
+            many more frames are now known to be repeated; None for the first frame.
         """
         x = thumbprint(small, PRINT)
         result = None

@@ -67,7 +67,7 @@ def weight_files(config: RunConfig) -> dict[str, Path]:
         files["VAE"] = find_vae(folder)
     if config.lora_ckpt:
         files["lora_ckpt"] = Path(config.lora_ckpt)
-    if config.model_kwargs.use_latentmem and config.model_kwargs.compression_method == "ae":
+    if config.layout().memory and config.model_kwargs.compression_method == "ae":
         files["ae_ckpt"] = Path(config.model_kwargs.ae_ckpt)
     return files
 
@@ -110,13 +110,15 @@ def build_model(config: RunConfig, device: torch.device, dtype: torch.dtype) -> 
         config.model_name,
         model_folder(config),
         config.use_ema,
-        "cpu" if offload else device,
+        "cpu" if offload or config.weights != "same" else device,  # made smaller before it meets the GPU
         dtype,
     )
     if config.lora_ckpt:
         add_lora(model, config.lora_ckpt, config.adapter.rank, config.adapter.alpha, config.adapter.merge)
     model.set_attention_backend(config.attention_backend)
     shrink(model, config.weights)
+    if not offload:
+        model.to(device)
     if config.compile:
         model.compile_repeated_blocks(dynamic=True)
     if offload:
@@ -133,16 +135,13 @@ def build_vae(config: RunConfig, device: torch.device, dtype: torch.dtype) -> Au
 
 def build_policy(config: RunConfig) -> ContextPolicy:
     """The context policy that the config names."""
-    kwargs = config.model_kwargs
-    if kwargs.use_latentmem:
-        return POLICIES["latentmem"](config.layout(), kwargs.unused_to_local)
-    return POLICIES["native"](config.layout(), kwargs.window_positions)
+    return POLICIES[config.model_kwargs.policy_name].build(config.layout(), config.model_kwargs)
 
 
 def build_descriptor(config: RunConfig, params: WanParams, device: torch.device) -> Descriptor | None:
     """The frame descriptor that the config names; None without retrieval."""
     kwargs = config.model_kwargs
-    if not kwargs.use_latentmem:
+    if not config.layout().memory:
         return None
     if kwargs.compression_method == "ae":
         return DESCRIPTORS["ae"](load_encoder(kwargs.ae_ckpt, device, latent_shape(config, params)))

@@ -47,17 +47,20 @@ class Scaled:
         return torch.Size(shape).numel() + torch.Size(self._scale_shape(shape)).numel() * 4
 
     def encode(self, kv: torch.Tensor) -> torch.Tensor:
-        kv = kv.float()
         largest = torch.finfo(self.dtype).max if self.dtype.is_floating_point else torch.iinfo(self.dtype).max
-        scale = kv.abs().amax(dim=(-3, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / largest
-        small = kv / scale
-        small = (small if self.dtype.is_floating_point else small.round()).to(self.dtype)
-        return torch.cat([small.contiguous().view(torch.uint8).flatten(), scale.view(torch.uint8).flatten()])
+        scale = kv.abs().amax(dim=(-3, -1), keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny) / largest
+        small = torch.empty(kv.shape, dtype=self.dtype, device=kv.device)
+        for layer in range(kv.shape[1]):  # float32 copies of all layers at once would take several frames' memory
+            part = kv[:, layer] / scale[:, layer]
+            small[:, layer] = part if self.dtype.is_floating_point else part.round_()
+        return torch.cat([small.view(torch.uint8).flatten(), scale.view(torch.uint8).flatten()])
 
     def decode(self, record: torch.Tensor, out: torch.Tensor) -> None:
         small, scale = record[: out.numel()], record[out.numel() :]
         scale = scale.view(torch.float32).view(self._scale_shape(out.shape))
-        out.copy_(small.view(self.dtype).view(out.shape).float() * scale)
+        small = small.view(self.dtype).view(out.shape)
+        for layer in range(out.shape[1]):
+            out[:, layer] = small[:, layer].float() * scale[:, layer]
 
     def _scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         two, layers, _, heads, _ = shape

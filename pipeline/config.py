@@ -1,5 +1,6 @@
 """What a run can be told: one frozen tree, from YAML files that users already have."""
 
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bank import BankConfig
-from pipeline.context import Layout
+from pipeline.context import POLICIES, Layout
 from pipeline.memory_plan import PRESETS
 from utils.config import choose, load_settings, retired_keys
 from utils.errors import UserError
@@ -31,7 +32,8 @@ class ModelKwargs:
     Attributes:
         local_attn_size: the window, the block's own frames included (L).
         sink_size: first frames that always stay (S).
-        use_latentmem: retrieve frames that left the window.
+        use_latentmem: retrieve frames that left the window; short for policy `latentmem`, else `native`.
+        policy: what a block attends to, a name in `pipeline.context.POLICIES`; null follows use_latentmem.
         memory_size: retrieved frames a block attends to, at most (K).
         recent_exclude: latest frames to leave the window that may not be retrieved yet (R).
         compression_method: a frame's descriptor, a name in `pipeline.retrieval.DESCRIPTORS`.
@@ -53,6 +55,18 @@ class ModelKwargs:
     unused_to_local: bool = False
     window_positions: bool = False
     timestep_shift: float = 5.0
+    policy: str | None = None
+
+    @property
+    def policy_name(self) -> str:
+        return self.policy or ("latentmem" if self.use_latentmem else "native")
+
+    def __post_init__(self) -> None:
+        choose("model_kwargs.policy", self.policy_name, POLICIES)
+        if not 0 < self.timestep_shift < math.inf:
+            raise UserError(
+                f"model_kwargs.timestep_shift is {self.timestep_shift}; use a number above 0, such as Wan's 5.0"
+            )
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,8 @@ class RunConfig:
         save_with_index: name files by prompt number, else by the prompt's text.
         device: auto, cpu or cuda.
         text_device: where prompts are encoded; auto follows `device`.
-        text_cache: folder in which the prompts' embeddings are kept for later runs; null keeps none.
+        text_cache: folder in which the prompts' embeddings and the weights' digests are kept for later runs; null
+            keeps none.
         memory: low, balanced or fast, for GPUs of about 12, 24 and 80 GB; see `pipeline.memory_plan.PRESETS`.
         weights: how the transformer's are kept, a name in `pipeline.offload.FORMS`.
         dtype: auto (bfloat16 on a GPU, float32 on a CPU), float32 or bfloat16.
@@ -133,6 +148,8 @@ class RunConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        if self.num_frame_per_block < 1:
+            raise UserError(f"num_frame_per_block is {self.num_frame_per_block}; it must be at least 1")
         if self.num_output_frames < 1 or self.num_output_frames % self.num_frame_per_block:
             below = max(self.num_output_frames // self.num_frame_per_block, 1) * self.num_frame_per_block
             raise UserError(
@@ -161,14 +178,13 @@ class RunConfig:
                 "lora_ckpt is set but adapter is not; give adapter.rank and adapter.alpha as it was trained"
             )
         kwargs = self.model_kwargs
-        if kwargs.use_latentmem and kwargs.compression_method == "ae" and not kwargs.ae_ckpt:
+        if self.layout().memory and kwargs.compression_method == "ae" and not kwargs.ae_ckpt:
             raise UserError("compression_method is 'ae' but model_kwargs.ae_ckpt names no file; or use 'avg_pool'")
-        self.layout()
 
     def layout(self) -> Layout:
         """The context's sizes; refuses impossible ones."""
         sizes = self.model_kwargs
-        memory = (sizes.memory_size, sizes.recent_exclude) if sizes.use_latentmem else (0, 0)
+        memory = (sizes.memory_size, sizes.recent_exclude) if POLICIES[sizes.policy_name].retrieves else (0, 0)
         return Layout(sizes.local_attn_size, sizes.sink_size, *memory, block=self.num_frame_per_block)
 
 

@@ -1,13 +1,14 @@
 """Which frames a block attends to, and at which temporal positions: integers only, no tensors.
 
 A policy turns the index of a block's first frame into a `ContextPlan`; the key/value cache
-(`kv_cache.py`) executes any plan. To try another policy, write one more small class with
-`local_frames`, `candidates` and `plan`, and name it in `POLICIES`.
+(`kv_cache.py`) executes any plan. To try another policy, write one more small class with all that
+`ContextPolicy` lists (`layout`, `local_frames`, `candidates`, `plan`; and `retrieves` and `build`, by
+which a run makes one), name it in `POLICIES`, and set `model_kwargs.policy` to that name.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from utils.errors import UserError
 
@@ -83,15 +84,21 @@ class ContextPlan:
 
 
 class ContextPolicy(Protocol):
-    """What a context policy answers.
+    """What a context policy has and answers.
 
     Attributes:
+        retrieves: of the class: whether its layout has slots for memory, and a run with it retrieves.
         layout: the sizes it works with.
         local_frames: how many of the latest frames (own included) a plan may name as local or own.
     """
 
+    retrieves: ClassVar[bool]
     layout: Layout
     local_frames: int
+
+    @classmethod
+    def build(cls, layout: Layout, kwargs: Any) -> "ContextPolicy":
+        """The policy of a run, whose settings `model_kwargs` are (`pipeline.config.ModelKwargs`)."""
 
     def candidates(self, start: int) -> range:
         """Frames that may be retrieved for the block at `start`; empty where there is no retrieval."""
@@ -109,8 +116,13 @@ class SlidingWindow:
             than to their absolute frame index.
     """
 
+    retrieves: ClassVar[bool] = False
     layout: Layout
     window_positions: bool = False
+
+    @classmethod
+    def build(cls, layout: Layout, kwargs: Any) -> "SlidingWindow":
+        return cls(layout, kwargs.window_positions)
 
     @property
     def local_frames(self) -> int:
@@ -132,8 +144,13 @@ class RetrievedMemory:
         unused_to_local: memory slots that nothing was retrieved for hold further local frames.
     """
 
+    retrieves: ClassVar[bool] = True
     layout: Layout
     unused_to_local: bool = False
+
+    @classmethod
+    def build(cls, layout: Layout, kwargs: Any) -> "RetrievedMemory":
+        return cls(layout, kwargs.unused_to_local)
 
     @property
     def local_frames(self) -> int:
@@ -153,7 +170,7 @@ class RetrievedMemory:
         return _plan(self.layout, start, memory, local, window_positions=True)
 
 
-POLICIES = {"native": SlidingWindow, "latentmem": RetrievedMemory}
+POLICIES: dict[str, type[ContextPolicy]] = {"native": SlidingWindow, "latentmem": RetrievedMemory}
 
 
 def _plan(

@@ -56,7 +56,7 @@ class KVCache:
         self.placed: dict[tuple[int, int], tuple[int, int]] = {}  # (context slot, sample) -> (frame, position) there
         self.recalled: list[list[int | None]] = [[None] * layout.memory for _ in range(batch)]  # frames in `fetched`
         self.end = 0  # first frame after the current block
-        self.side = SideStream(device)
+        self.side = SideStream(device, "fetch")
         self.table: Table | None = None  # rotation of the block's own tokens
 
     @staticmethod

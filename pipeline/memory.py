@@ -171,7 +171,8 @@ class TieredMemory:
         level = next(level for level, held in enumerate(self.held) if frame in held)
         records = self.tiers[level].read(self.held[level][frame])
         if level:  # retrieved frames come up
-            records = records.clone()
+            device = getattr(self.tiers[0], "device", "cpu")
+            records = records.to(device, non_blocking=True, copy=True)
             self.drop([frame])
             self._insert(0, frame, records)
         else:

@@ -59,7 +59,13 @@ def offload_text_encoder(encoder: nn.Module, device: torch.device) -> None:
     """The same for a transformers encoder, block by block; its embedding table visits `device` as a whole."""
     streams = device.type == "cuda"
     apply_group_offloading(
-        encoder, device, offload_type="block_level", num_blocks_per_group=1, use_stream=streams, non_blocking=streams
+        encoder,
+        device,
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        use_stream=streams,
+        non_blocking=streams,
+        low_cpu_mem_usage=streams,  # pins a block when it is due: all at once would take twice the host memory
     )
 
 

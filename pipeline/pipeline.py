@@ -119,6 +119,8 @@ def load(config: str | Path | RunConfig, prompts: Sequence[str] = (), **override
     config = build.check(config)
     embeddings = build.embed(config, prompts) if prompts else {}
     device, dtype = build.placement(config)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what names no device means this one
     model = build.build_model(config, device, dtype)
     descriptor = build.build_descriptor(config, model.params, device)
     vae = build.build_vae(config, device, dtype)

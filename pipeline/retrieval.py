@@ -4,6 +4,7 @@ Two tables hold the choices. `DESCRIPTORS` turn a frame's clean latent into a ve
 `SELECTIONS` pick among the candidates. To add one, write a small class and name it there.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,8 +72,15 @@ def uniform(similarities: torch.Tensor, frames: Sequence[int], k: int) -> list[i
 
 
 def random(similarities: torch.Tensor, frames: Sequence[int], k: int) -> list[int]:
-    """k candidates at random, the same ones whenever the candidates are the same."""
-    generator = torch.Generator().manual_seed(len(frames))
+    """k candidates at random, drawn anew for every video and block.
+
+    The draw follows from how many candidates there are and from the sum of their similarities to 3 decimals: the same
+    whenever a video is made again, another one for another video. The rounding leaves it as it is where a batch of
+    another size changes the last bits.
+    """
+    name = f"{len(frames)}/{round(similarities.double().sum().item(), 3) + 0.0}"
+    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    generator = torch.Generator().manual_seed(key)
     return torch.randperm(len(frames), generator=generator)[:k].tolist()
 
 

@@ -40,7 +40,7 @@ class LatentBlock:
         return sum(self.tier_bytes.values())
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode, in which torchao's weights cannot change device
 def rollout(
     model: CausalWanModel,
     prompt_embeds: torch.Tensor,
@@ -78,7 +78,10 @@ def rollout(
     for block, start in enumerate(range(0, frames, size)):
 
         def fresh(step: int, block: int = block) -> torch.Tensor:
-            return noise.draw(block, step, shape).to(device)
+            drawn = noise.draw(block, step, shape)
+            if device.type == "cuda":
+                drawn = drawn.pin_memory()  # the copy runs beside the GPU instead of waiting for it
+            return drawn.to(device, non_blocking=True)
 
         plan = policy.plan(start, selection.frames if selection else ())
         cache.begin(plan)

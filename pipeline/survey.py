@@ -97,7 +97,7 @@ def survey(
         placed(gpu, "VAE's working memory", decoding, SMALLER, estimated=True),
     ]
     on_device, filled = int(config.bank.device_gb * GB), preset.bank_on_device and not config.bank.device_gb
-    free = Free(torch.cuda.mem_get_info(device)[0] if gpu else None, host_free())
+    free = Free(device_free(device) if gpu else None, host_free())
     text_phase = Phase("encoding the prompts", (_text_part(text, text_device, preset.offload, item),))
     if filled:
         on_device = MemoryPlan((text_phase, Phase("generating", tuple(parts))), free).spare()
@@ -109,6 +109,12 @@ def survey(
 def count(tensors: Mapping[str, torch.Tensor]) -> int:
     """Numbers in tensors, those of several names counted once."""
     return sum({id(tensor): tensor.numel() for tensor in tensors.values()}.values())
+
+
+def device_free(device: torch.device) -> int:
+    """Bytes of device memory that this process can have: what is free, and what PyTorch keeps for its next tensors."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def host_free() -> int:

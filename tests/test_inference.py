@@ -109,6 +109,86 @@ def test_two_processes_make_what_one_makes_and_finished_videos_stay(root, config
     assert all(path.stat().st_mtime_ns == before[path] for path in one.glob("0000[03]-0.mp4"))
 
 
+def test_a_video_of_another_run_is_refused_and_not_handed_back(config, tmp_path, monkeypatch):
+    short = ["num_output_frames=3", "inference_iter=1", f"output_folder={tmp_path}"]
+    call(inference.main, monkeypatch, config, *short)
+    path, record = tmp_path / "00000-0.mp4", tmp_path / "00000-0.json"
+    made = path.stat().st_mtime_ns
+    call(inference.main, monkeypatch, config, *short, "batch_size=2", "save_with_index=true", "bank.device_gb=1")
+    changes = {
+        "seed=7": "seed 0, and this run has 7",
+        "prompt=a blue tree": 'prompt "a red house", and this run has "a blue tree"',
+        "model_kwargs.memory_size=2": "model_kwargs.memory_size 3, and this run has 2",
+    }
+    for override, words in changes.items():
+        with pytest.raises(UserError) as error:
+            call(inference.main, monkeypatch, config, *short, override)
+        assert f"{path} was made with {words}; name another output_folder=" in str(error.value)
+        assert "skip_existing=false" in str(error.value) and "\n" not in str(error.value)
+    old = json.loads(record.read_text())
+    weights = old["weights"] | {"generator_ckpt": {"file": "a", "sha256": "0" * 64}}
+    for content, words in (
+        (json.dumps(old | {"weights": weights}), f'weights.generator_ckpt "{"0" * 64}"'),
+        ("{", "cannot be read"),
+        ("[]", "is no record"),
+        (None, "does not exist"),
+    ):
+        record.unlink() if content is None else record.write_text(content)
+        with pytest.raises(UserError, match=words):
+            call(inference.main, monkeypatch, config, *short)
+    assert path.stat().st_mtime_ns == made
+    del old["config"]["model_kwargs"]["policy"]  # a record of before there was this key
+    record.write_text(json.dumps(old))
+    call(inference.main, monkeypatch, config, *short)
+    assert path.stat().st_mtime_ns == made
+    call(inference.main, monkeypatch, config, *short, "seed=7", "skip_existing=false")
+    assert path.stat().st_mtime_ns > made and json.loads(record.read_text())["seed"] == 7
+
+
+def test_processes_that_start_apart_share_alike(config, tmp_path, monkeypatch):
+    """The second of two processes starts when the first is done; every video is made once."""
+    short = ["num_output_frames=3", f"output_folder={tmp_path}"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, names in (("0", {"00000-0", "00003-0"}), ("1", {"00000-0", "00002-0", "00003-0"})):
+        monkeypatch.setenv("RANK", rank)
+        call(inference.main, monkeypatch, config, *short)
+        assert {path.stem for path in tmp_path.glob("*.mp4")} == names
+
+
+def test_a_bounded_bank_says_that_it_forgets(config, tmp_path, monkeypatch, capsys):
+    call(inference.main, monkeypatch, config, f"output_folder={tmp_path}", "inference_iter=2", "bank.capacity=4")
+    said = [line for line in capsys.readouterr().out.splitlines() if "forg" in line]
+    dropped = [
+        sum(len(block["dropped"]) for block in json.loads((tmp_path / f"0000{n}-0.json").read_text())["blocks"])
+        for n in (0, 2)
+    ]
+    assert said == [
+        "00000-0.mp4: the memory is full (bank.capacity); it forgets frames from now on, 1 first",
+        f"00000-0.mp4: the memory forgot {dropped[0]} frames",
+        f"00002-0.mp4: the memory forgot {dropped[1]} frames",
+    ]
+
+
+def test_an_old_corpus_without_a_new_setting_is_resumed(config, tmp_path, monkeypatch):
+    short = ["num_output_frames=3", "inference_iter=1", f"output_folder={tmp_path}"]
+    call(generate_latent.main, monkeypatch, config, *short)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["config"]["model_kwargs"]["policy"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    call(generate_latent.main, monkeypatch, config, *short)
+    with pytest.raises(UserError, match=r'model_kwargs\.policy null, and this run has "latentmem"'):
+        call(generate_latent.main, monkeypatch, config, *short, "model_kwargs.policy=latentmem")
+
+
+def test_an_active_environment_without_the_packages_is_refused_in_one_line(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
+    path = f"{tmp_path}/empty/bin:{os.environ['PATH']}"
+    run = command("tinyworld", "native", launcher="inference.sh", VIRTUAL_ENV=f"{tmp_path}/empty", PATH=path)
+    _, err = run.communicate()
+    assert run.returncode == 2 and len(err.splitlines()) == 1
+    assert f"the active environment at {tmp_path}/empty lacks torch, diffusers" in err and "requirements.txt" in err
+
+
 def test_a_killed_run_leaves_nothing_that_looks_finished_and_resumes(config, tmp_path, monkeypatch):
     run = subprocess.Popen(
         [sys.executable, "inference.py", config, f"output_folder={tmp_path}", "num_output_frames=240"],
@@ -148,7 +228,7 @@ def test_a_corpus_is_the_same_for_any_number_of_processes_and_after_an_interrupt
     assert {path.name for path in killed.glob("[!.]*")} < {*names, "manifest.json"}
     call(generate_latent.main, monkeypatch, config, f"output_folder={killed}")
     assert all((killed / name).read_bytes() == (one / name).read_bytes() for name in (*names, "manifest.json"))
-    with pytest.raises(UserError, match="made with other seed, config"):
+    with pytest.raises(UserError, match=r"manifest\.json was made with seed 0, and this run has 1; choose another"):
         call(generate_latent.main, monkeypatch, config, f"output_folder={one}", "seed=1")
 
 
@@ -204,6 +284,11 @@ FAULTS = {
     "rising steps": (["denoising_step_list=[500,750]"], ["500"]),
     "missing model folder": (["model_name=nowhere"], ["nowhere"]),
     "impossible layout": (["model_kwargs.memory_size=9"], ["memory_size", "at most 4"]),
+    "no frames a block": (["num_frame_per_block=0"], ["num_frame_per_block is 0"]),
+    "no shift": (["model_kwargs.timestep_shift=0"], ["model_kwargs.timestep_shift is 0.0"]),
+    "negative shift": (["model_kwargs.timestep_shift=-1"], ["model_kwargs.timestep_shift is -1.0"]),
+    "broken list": (["denoising_step_list=[1000,,500]"], ["denoising_step_list=[1000,,500]"]),
+    "unknown policy": (["model_kwargs.policy=nativ"], ["nativ", "did you mean 'native'"]),
     "no GPU": (["device=cuda"], ["cuda"]),
     "not enough memory": (["num_output_frames=300000000"], ["GB", "num_output_frames"]),
 }

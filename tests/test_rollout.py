@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from benchmarks.plain import PlainCache
 from pipeline import outputs
 from pipeline.config import load_config
+from pipeline.context import POLICIES, ContextPlan, Layout, SlidingWindow
 from pipeline.decode import to_uint8
 from pipeline.kv_cache import KVCache
 from pipeline.memory import TieredMemory
@@ -209,6 +210,70 @@ def test_selection_rules_pick_distinct_candidates_in_a_fixed_order(rule):
     for row in first.frames:
         assert len(set(row)) == 6 and set(row) <= set(range(1, 15))
     assert all(len(row) == 2 for row in retrieval.select(range(1, 3), 6).frames)
+
+
+def test_random_draws_for_each_video_and_block_and_not_for_the_last_bits():
+    rule, frames = SELECTIONS["random"], range(1, 41)
+    similarities = torch.rand(20, 40, generator=torch.Generator().manual_seed(0))
+    drawn = [tuple(rule(row, frames, 6)) for row in similarities]
+    assert len(set(drawn)) == 20
+    assert drawn == [tuple(rule(row.clone(), frames, 6)) for row in similarities]
+    nudged = [tuple(rule(row + 1e-8, frames, 6)) for row in similarities]
+    assert sum(a == b for a, b in zip(drawn, nudged, strict=True)) >= 19
+
+
+class EveryOther(SlidingWindow):
+    """A toy: [sink | every other frame of the window]; all that is needed to try a policy."""
+
+    def plan(self, start, memory=()):
+        plan = super().plan(start)
+        local = plan.local[::-2][::-1]
+        return ContextPlan(plan.sink, (), local, plan.own, (*plan.sink, *local, *plan.own))
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A toy of its own class: retrieved frames and the block, no sink and no local frames."""
+
+    retrieves = True
+    layout: Layout
+
+    @classmethod
+    def build(cls, layout, kwargs):
+        return cls(layout)
+
+    @property
+    def local_frames(self):
+        return self.layout.block
+
+    def candidates(self, start):
+        return range(self.layout.sink, max(start - self.layout.block, self.layout.sink))
+
+    def plan(self, start, memory=()):
+        memory, own = tuple(map(tuple, memory)), tuple(range(start, start + self.layout.block))
+        slots = range(len(memory[0]) if memory else 0)
+        return ContextPlan((), memory, (), own, (*(0 for _ in slots), *range(1, 1 + self.layout.block)))
+
+
+@pytest.mark.parametrize("policy", [EveryOther, Alone])
+def test_a_policy_is_a_class_and_a_name_in_the_table(root, settings, policy, monkeypatch):
+    monkeypatch.setitem(POLICIES, "toy", policy)
+    pipeline = with_memory(root, settings, use_latentmem=False, policy="toy")
+    blocks = list(pipeline.blocks(PROMPTS[0]))
+    expected = policy.build(pipeline.config.layout(), pipeline.config.model_kwargs)
+    for block in blocks:
+        chosen = block.selection.frames if block.selection else ()
+        assert block.plan == expected.plan(block.plan.own[0], chosen)
+    assert any(block.selection for block in blocks) == policy.retrieves
+    native = latents(with_memory(root, settings, use_latentmem=False), Sample(PROMPTS[0]))
+    assert not torch.allclose(torch.cat([block.latents for block in blocks], dim=1), native, atol=1e-3)
+
+
+def test_the_policys_name_and_the_old_switch_mean_the_same(root, settings):
+    sample = Sample(PROMPTS[0])
+    by_switch, by_name = (with_memory(root, settings, use_latentmem=on, policy=name)
+                          for on, name in ((True, None), (False, "latentmem")))  # fmt: skip
+    assert torch.equal(latents(by_switch, sample), latents(by_name, sample))
 
 
 def test_similarity_picks_the_nearest_first_and_breaks_ties_by_age():

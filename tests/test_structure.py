@@ -114,6 +114,8 @@ def test_settings_are_defaults_then_file_then_command_line(file):
         ("steps=3", "setting 'steps'"),
         ("inner=3", "in the command line"),
         ("rate", "not of the form key=value"),
+        ("inner.=3", "unknown setting 'inner.' in the command line; did you mean 'inner'?"),
+        ("steps=[1,,2]", "override 'steps=[1,,2]' is not a list"),
     ],
 )
 def test_a_wrong_setting_is_named(file, typed, words):
@@ -143,6 +145,14 @@ def test_a_share_of_the_prompts_is_drawn_by_seed_in_order():
     assert len(drawn) == 10 and drawn == sorted(drawn, key=lambda prompt: prompt.index)
     assert drawn == sample_prompts(prompts, 0.2, seed=1) != sample_prompts(prompts, 0.2, seed=2)
     assert sample_prompts(prompts, 1.0, seed=1) == prompts
+
+
+@pytest.mark.parametrize("module", ["tinyworld.recall", "benchmarks.long"])
+def test_help_is_the_docstring(module):
+    command = [sys.executable, "-m", module, "frames=9000", "--help"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert f"python -m {module}" in run.stdout
 
 
 def test_the_api_takes_a_tree_of_overrides():

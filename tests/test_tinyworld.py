@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from pipeline.context import Layout, RetrievedMemory, SlidingWindow
 from pipeline.kv_cache import KVCache
 from tinyworld import backbone, judge, plans, report
 from tinyworld.backbone import Backbone, forward
-from tinyworld.captions import COLOURS, DIRECTIONS, GROUNDS, KINDS, SPEEDS, TIMES, Meaning, caption, parse
+from tinyworld.captions import COLOURS, DIRECTIONS, GROUNDS, KINDS, TIMES, Meaning, caption, parse
 from tinyworld.context import BlockPlan
 from tinyworld.corpus import HELD_OUT
 from tinyworld.render import paint
@@ -54,7 +55,6 @@ def clip(index: int, frames: int):
         st.sampled_from(TIMES),
         st.sampled_from(DIRECTIONS),
         st.lists(st.tuples(st.sampled_from(COLOURS), st.sampled_from(KINDS)), min_size=1, max_size=4).map(tuple),
-        st.sampled_from(list(SPEEDS)),
     )
 )
 def test_a_caption_is_read_back_as_what_it_says_and_the_tokenizer_knows_its_words(what):
@@ -174,6 +174,9 @@ def small(folder: Path) -> list[str]:
         "latents.starts=2", "backbone.dim=24", "backbone.ffn_dim=32", "backbone.num_layers=1", "backbone.num_heads=2",
         "backbone.text_dim=16", "backbone.steps=2", "backbone.batch=1", "backbone.start_batch=1", "backbone.copies=1",
         "backbone.warmup=1", "fewstep.steps=2", "fewstep.copies=1", "fewstep.start_batch=1",
+        "encoder.corpus=['inference_iter=2', 'batch_size=2', 'num_output_frames=12', 'denoising_step_list=[1000]', "
+        "'max_video_saves=0', 'text_cache=null']",
+        "encoder.training=['epochs=2', 'hidden_dims=[8]', 'latent_dim=8', 'batch_size=2', 'val_split=0.5']",
     ]  # fmt: skip
 
 
@@ -183,10 +186,48 @@ def test_every_stage_of_the_training_runs_and_a_second_run_repeats_nothing(tmp_p
     weights = tmp_path / "export/checkpoints/tinyworld.safetensors"
     first = weights.read_bytes()
     assert len((tmp_path / "export/checkpoints/tinyworld_prompts.txt").read_text().splitlines()) == 2
+    sheets = {f"{name}_sheet.png" for name in ("vae", "backbone", "fewstep")}
+    assert sheets <= {path.name for path in (tmp_path / "work").iterdir()}
+    encoder = tmp_path / "export/checkpoints/tinyworld_ae.safetensors"
+    trained = load_file(encoder)
     train(settings)
     assert weights.read_bytes() == first
+    assert all(tensor.equal(trained[name]) for name, tensor in load_file(encoder).items())
 
 
+@pytest.fixture
+def no_encoder(monkeypatch):
+    """The trainings of a test end before the retrieval encoder."""
+    monkeypatch.setattr("tinyworld.train.train_encoder", lambda *given: None)
+
+
+@pytest.mark.usefixtures("no_encoder")
+def test_states_of_other_settings_are_refused_and_a_longer_codec_refuses_the_latents_of_the_shorter(tmp_path):
+    def again(*overrides: str) -> None:
+        train(load_settings(TrainSettings, CONFIG, [*small(tmp_path), *overrides]))
+
+    again()
+    with pytest.raises(
+        UserError, match=r"fewstep.pt was made with other fewstep.guidance; delete fewstep.pt in .*work"
+    ):
+        again("fewstep.guidance=0.3")
+    with pytest.raises(
+        UserError, match=r"backbone.pt was made with other backbone.dim; delete backbone.pt, fewstep.pt"
+    ):
+        again("backbone.dim=48")
+    with pytest.raises(UserError, match=r"panoramas.npy holds 2 scenes and 3 are asked for"):
+        again("world.scenes=3")
+    with pytest.raises(UserError, match=r"long.pt was made with other codec; delete long.pt, short.pt, backbone.pt"):
+        again("vae.stages=[{steps: 2, frames: 1, batch: 2}, {steps: 2, frames: 5, batch: 1}, {steps: 1, frames: 5}]")
+    state = torch.load(tmp_path / "work/vae.pt", weights_only=True)
+    assert state["steps"] == 5
+    del state["about"]
+    torch.save(state, tmp_path / "work/vae.pt")
+    with pytest.raises(UserError, match="settings, which it does not tell; delete vae"):
+        again()
+
+
+@pytest.mark.usefixtures("no_encoder")
 def test_the_report_judges_trained_weights_and_draws_the_sheet(tmp_path, monkeypatch, capsys):
     train(load_settings(TrainSettings, CONFIG, small(tmp_path)))
     export, folder = tmp_path / "export", tmp_path / "report"
@@ -203,6 +244,7 @@ def test_the_report_judges_trained_weights_and_draws_the_sheet(tmp_path, monkeyp
     assert (folder / "sheet.png").stat().st_size > 1000
 
 
+@pytest.mark.usefixtures("no_encoder")
 def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch):
     settings = load_settings(TrainSettings, CONFIG, [*small(tmp_path), "backbone.steps=4"])
     train(settings)

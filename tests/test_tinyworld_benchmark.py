@@ -1,8 +1,10 @@
 """The judge is right on true videos and wrong on spoilt ones; recall changes the context; the benchmark resumes."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from pipeline import context, load, retrieval
 from pipeline.codec import build_codec
+from pipeline.config import load_config
 from pipeline.memory import RamTier
+from pipeline.retrieval import SELECTIONS
 from tests.miniature import make_family
 from tinyworld import benchmark, judge, recall, report
+from tinyworld.corpus import held_out
 from tinyworld.judge import FIRST_PASS, ONE_LATENT, WHOLE, Journey
 from tinyworld.render import paint
 from tinyworld.world import VIEW, draw_scene, draw_shot, meaning
@@ -25,7 +31,7 @@ BLUE_AT_DUSK = (2, 13, 18)  # paint and sky are nearly alike
 
 @pytest.fixture(scope="module")
 def clips():
-    return [report.held_out_clip(i, 477) for i in range(3)]
+    return [held_out(i, 477) for i in range(3)]
 
 
 @given(st.integers(0, 10**6))
@@ -44,7 +50,7 @@ def test_every_object_is_due_in_the_first_pass_and_the_first_one_within_3_second
 
 @pytest.mark.parametrize("index", [*BLUE_AT_DUSK, 0, 5])
 def test_every_captioned_object_is_found_in_a_true_video_and_none_of_another_colour(index):
-    clip = report.held_out_clip(index, report.PASS)
+    clip = held_out(index, report.PASS)
     assert judge.objects_in_first_pass(clip.video, clip.scene, clip.shot) == (1.0, 1.0)
     assert all(judge.verdict(clip.video, clip.meaning).values())
     assert report.precision(clip.video, clip) == 1
@@ -74,7 +80,7 @@ def test_what_returns_in_a_true_video_has_been_away_for_a_window_and_is_the_same
 
 def test_a_second_half_of_another_scene_is_no_return(clips):
     for clip in clips:
-        other = next(c for c in map(lambda i: report.held_out_clip(i, 477), range(3, 9))
+        other = next(c for c in map(lambda i: held_out(i, 477), range(3, 9))
                      if c.shot.direction == clip.shot.direction)  # fmt: skip
         journey = Journey(np.concatenate([clip.video[: report.PASS], other.video[report.PASS :]]))
         assert journey.revisits()["revisit consistency"] < 0.25
@@ -107,7 +113,7 @@ def test_a_camera_that_stands_still_or_goes_the_other_way_is_no_trained_motion(c
 
 
 def test_a_short_and_an_empty_looking_video_are_judged_without_a_division_by_zero():
-    clip = report.held_out_clip(0, 477)
+    clip = held_out(0, 477)
     for video in (clip.video[:9], np.full_like(clip.video, 128)):
         found = benchmark.measure(video, clip)
         assert all(value is None or np.isfinite(value) for value in found.values())
@@ -205,11 +211,46 @@ def test_results_of_other_weights_or_settings_are_not_mixed_in(rows, monkeypatch
     with open(weights, "r+b") as file:  # one weight changes
         file.seek(-4, 2)
         file.write(b"\0\0\0\0")
-    with pytest.raises(benchmark.UserError, match=r"other weights or settings \(generator_ckpt\); delete it") as error:
+    with pytest.raises(
+        benchmark.UserError, match=r"other weights, settings or code \(generator_ckpt\); delete"
+    ) as error:
         start(monkeypatch, [*arguments, "only=[plain]"])
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(benchmark.UserError, match=r"truth holds results of other .* \(frames\)"):
         start(monkeypatch, [*arguments, "only=[plain]", "frames=21"])
+
+
+def test_a_rows_identity_is_its_bank_the_resolved_type_and_the_code_of_its_rules_but_no_budget(tmp_path, monkeypatch):
+    base = tmp_path / "base.yaml"
+    base.write_text(BASE)
+    kwargs = {"use_latentmem": True, "memory_size": 2, "recent_exclude": 0, "local_attn_size": 9}
+    told = dict(make_family(tmp_path), model_kwargs=kwargs, device="cpu")
+
+    def identity(**overrides) -> dict:
+        return benchmark.identity(load_config(base, {**told, **overrides}))
+
+    plain = identity()
+    assert (plain["device"], plain["dtype"]) == ("cpu", "float32")
+    assert identity(bank={"host_gb": 3.0, "disk_gb": 1.0, "disk_folder": str(tmp_path)}) == plain
+    assert identity(bank={"capacity": 4}) != plain != identity(dtype="bfloat16")
+    monkeypatch.setitem(SELECTIONS, "similarity", lambda similarities, frames, k: [0])
+    edited = identity()
+    assert {key for key in edited["code"] if edited["code"][key] != plain["code"][key]} == {"selection"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"first": 48}, {"first": 0}, {"clips": 17}, {"config": "configs/tinyworld_native.yaml"}]
+)
+def test_a_recall_that_would_measure_nothing_is_refused_in_one_line(wrong):
+    with pytest.raises(benchmark.UserError) as error:
+        recall.RecallSettings(**wrong).run_config()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [{"clips": 0}, {"long_clips": 0}, {"recall_first": 48}])
+def test_a_report_of_nothing_is_refused_before_it_starts(wrong):
+    with pytest.raises(benchmark.UserError):
+        report.ReportSettings(**wrong)
 
 
 def test_a_wrong_key_is_one_line_and_exit_status_2():
@@ -218,3 +259,17 @@ def test_a_wrong_key_is_one_line_and_exit_status_2():
     )
     assert run.returncode == 2
     assert run.stderr == "error: unknown setting 'promts' in the command line; did you mean 'prompts'?\n"
+
+
+def test_the_examples_of_the_docs_work(monkeypatch):
+    rule, policy = re.findall(r"```python\n(.*?)```", Path("docs/benchmark.md").read_text(), re.DOTALL)
+    names = {**vars(retrieval), "SELECTIONS": {}}
+    exec(rule, names)
+    assert names["SELECTIONS"]["spread"](torch.linspace(0, 1, 12), range(12), 5) == [11, 9, 7, 5, 3]
+    names = vars(context).copy()
+    exec(policy, names)
+    monkeypatch.setitem(context.POLICIES, "every_second", names["EverySecond"])
+    pipe = load("configs/tinyworld_native.yaml", num_output_frames=27, model_kwargs={"policy": "every_second"})
+    blocks = list(pipe.blocks(held_out(0, 1).caption))
+    assert blocks[-1].plan.local == tuple(range(9, 24, 2))
+    assert all(block.latents.isfinite().all() for block in blocks)

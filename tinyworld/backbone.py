@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from tinyworld.mixed import mix
 from tinyworld.plans import draw_sequence, latentmem, native
 from tinyworld.settings import BackboneSettings
 from tinyworld.text import TextEncoder
-from tinyworld.training import Checkpoint, Log, Pair, generator, noise
+from tinyworld.training import Checkpoint, Log, Pair, digest, generator, noise, told
 from wan.model import CausalWanModel
 from wan.params import WanParams
 
@@ -58,8 +59,9 @@ def train(settings: BackboneSettings, corpora: list[Corpus], folder: Path, seed:
         kind, batch = draw_batch(settings, corpora, rng)
         return kind, teacher_forcing_loss(backbone, settings, batch, blurred(batch.clean, settings, rng), rng)
 
+    about = {"seed": seed, **told("backbone", settings), "latents": digest(corpus.latents for corpus in corpora)}
     return optimise(
-        backbone, settings, settings.steps, lambda step: _schedule(step, settings), loss, folder / "backbone"
+        backbone, settings, settings.steps, lambda step: _schedule(step, settings), loss, folder / "backbone", about
     )
 
 
@@ -70,14 +72,16 @@ def optimise(
     schedule: Callable[[int], float],
     loss: Callable[[int], tuple[str, torch.Tensor]],
     name: Path,
+    about: dict[str, Any],
 ) -> Backbone:
     """Take `steps` steps on `loss`, which gives a step's kind and value; the averaged weights come back.
 
-    State and curves are kept as `name`.pt and `name`.csv.
+    State and curves are kept as `name`.pt and `name`.csv, the state with what it depends on, `about`.
     """
     average = AveragedModel(backbone.train(), multi_avg_fn=_average(settings.ema))
     optimizer = _optimizer(backbone)
-    checkpoint = Checkpoint(name.with_suffix(".pt"), {"backbone": backbone, "average": average, "optimizer": optimizer})
+    parts = {"backbone": backbone, "average": average, "optimizer": optimizer}
+    checkpoint = Checkpoint(name.with_suffix(".pt"), parts, about)
     log, recent, started = Log(name.with_suffix(".csv")), {kind: [] for kind in KINDS}, time.monotonic()
     for step in range(checkpoint.resume(), steps):
         kind, value = loss(step)

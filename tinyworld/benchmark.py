@@ -6,11 +6,13 @@ paired differences and a figure follow when all is there. `benchmark_tinyworld.s
 over processes.
 """
 
+import hashlib
+import inspect
 import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,14 @@ from evaluation.measure import PICTURES_A_SECOND
 from evaluation.picture import CELLS, ORIENTATIONS, SCALARS, describe
 from evaluation.statistics import Difference, Estimate, by_group, compare, estimate, holm
 from pipeline import build
+from pipeline.bank import EVICTIONS
 from pipeline.config import RunConfig, load_config
 from pipeline.outputs import PLACES, Digests
 from pipeline.pipeline import Sample, load
+from pipeline.retrieval import DESCRIPTORS, SELECTIONS
 from tinyworld import judge
 from tinyworld.context import BLOCK
-from tinyworld.corpus import held_out
-from tinyworld.report import Clip, held_out_clip
+from tinyworld.corpus import Clip, held_out
 from tinyworld.world import FPS
 from utils.config import choose, load_settings, to_dict
 from utils.errors import UserError, run
@@ -45,11 +48,13 @@ METRICS = {  # measure -> whether more is better (1) or less (-1)
     "came back": 1,
     "objects kept": 1,
     "objects in the first pass": 1,
+    "colours in the first pass": 1,
     "ground and time kept": 1,
     "motion plausible": 1,
     "camera as trained": 1,
     "drift": -1,
 }
+BUDGETS = ("device_gb", "host_gb", "disk_gb", "disk_folder")  # of the bank: where frames lie, not which or how exact
 Unit = tuple[int, int]  # prompt, sample
 
 
@@ -135,7 +140,7 @@ def main() -> None:
 
 
 class Store:
-    """One row's results, a file for each video, all of the same weights and settings.
+    """One row's results, a file for each video, all of the same weights, settings and code.
 
     Raises:
         UserError: the folder holds those of others.
@@ -148,8 +153,8 @@ class Store:
             if kept != json.loads(json.dumps(about)):
                 changed = sorted(key for key in {*kept, *about} if kept.get(key) != about.get(key))
                 raise UserError(
-                    f"{folder} holds results of other weights or settings ({', '.join(changed)}); "
-                    "delete it, or keep it and name another with folder=..."
+                    f"{folder} holds results of other weights, settings or code ({', '.join(changed)}); "
+                    "delete that folder, or keep it and name another with folder=..."
                 )
         else:
             write_json(path, about)
@@ -163,11 +168,33 @@ class Store:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """All that a result depends on: settings, digests of the weights, and the judge's version."""
-    settings = {key: value for key, value in to_dict(config).items() if key not in (*PLACES, "batch_size", "bank")}
+    """All that a result depends on: settings, kind of device, digests of weights and code, the judge's version."""
+    settings = {key: value for key, value in to_dict(config).items() if key not in (*PLACES, "batch_size")}
+    settings["bank"] = {key: value for key, value in settings["bank"].items() if key not in BUDGETS}
     del settings["model_kwargs"]["ae_ckpt"]
+    device, dtype = build.placement(config)
+    settings |= {"device": device.type, "dtype": str(dtype).removeprefix("torch."), "code": code(config)}
     digests = {name: found["sha256"] for name, found in Digests(build.weight_files(config))().items()}
     return {"judge": judge.VERSION, **settings, **digests}
+
+
+def code(config: RunConfig) -> dict[str, str]:
+    """Digests of the source of the policy, rules and descriptor in use; what they call in turn is not part of it."""
+    used, kwargs = {"policy": type(build.build_policy(config))}, config.model_kwargs
+    if config.layout().memory:
+        used["selection"] = SELECTIONS[kwargs.selection]
+        used["descriptor"] = DESCRIPTORS[kwargs.compression_method]
+        used["eviction"] = EVICTIONS[config.bank.eviction]
+    return {name: hashlib.sha256(source(part).encode()).hexdigest()[:16] for name, part in used.items()}
+
+
+def source(part: Callable) -> str:
+    """The code of a function, a class or an object of one; its name where none can be found."""
+    part = part if inspect.isclass(part) or inspect.isfunction(part) else type(part)
+    try:
+        return inspect.getsource(part)
+    except (OSError, TypeError):
+        return f"{part.__module__}.{part.__qualname__}"
 
 
 def units_of(settings: BenchmarkSettings, name: str) -> list[Unit]:
@@ -197,12 +224,12 @@ def fill(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> int:
     progress.say(f"{len(stores)} rows of {len(settings.units())} videos in {settings.folder}; {generated} to make here")
     pipelines, started = {}, time.monotonic()
     for name, units in mine:
-        clips = [held_out_clip(prompt, 4 * settings.frames - 3) for prompt, _ in units]
+        clips = [held_out(prompt, 4 * settings.frames - 3) for prompt, _ in units]
         if name == TRUTH:
             videos = [clip.video for clip in clips]
         else:
             if name not in pipelines:
-                captions = [held_out(prompt, (2,))[2] for prompt in {prompt for prompt, _ in settings.units()}]
+                captions = [held_out(prompt).caption for prompt in {prompt for prompt, _ in settings.units()}]
                 pipelines = {name: load(settings.run_config(settings.rows[name]), captions)}
             progress.begin(f"{name} {units[0][0]}-{units[-1][0]}", len(units))
             samples = [Sample(clip.caption, *unit) for clip, unit in zip(clips, units, strict=True)]
@@ -230,8 +257,9 @@ def measure(video: np.ndarray, clip: Clip) -> dict[str, float | None]:
     journey = judge.Journey(video)
     kept, due = journey.objects_kept()
     looks, colours = judge.objects_in_first_pass(video, clip.scene, clip.shot)
+    revisits = {name: value for name, value in journey.revisits().items() if name in METRICS}
     return {
-        **journey.revisits(),
+        **revisits,
         "objects kept": kept / due if due else None,
         "objects in the first pass": looks,
         "colours in the first pass": colours,
@@ -333,7 +361,9 @@ def draw(means: Mapping[str, Mapping[str, Estimate]], path: Path) -> None:
     names, across = list(means)[::-1], 3
     size = 3.4 * across, -(-len(METRICS) // across) * (0.7 + 0.25 * len(names))
     figure, panels = plt.subplots(-(-len(METRICS) // across), across, figsize=size, sharey=True, layout="constrained")
-    for axes, (metric, better) in zip(panels.flat, METRICS.items(), strict=True):
+    for spare in panels.flat[len(METRICS) :]:
+        spare.remove()
+    for axes, (metric, better) in zip(panels.flat, METRICS.items(), strict=False):  # the last row may have spare panels
         for y, name in enumerate(names):
             if found := means[name].get(metric):
                 low, high = (found.mean if end is None else end for end in (found.low, found.high))

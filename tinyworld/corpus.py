@@ -1,19 +1,22 @@
 """The corpus: scenes painted once, clips of them encoded once, captions and camera truth beside."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
-from tinyworld.captions import caption
+from tinyworld.captions import Meaning, caption
 from tinyworld.render import paint
 from tinyworld.settings import LatentSettings, WorldSettings
-from tinyworld.training import Checkpoint
+from tinyworld.training import Checkpoint, digest
 from tinyworld.vae import encode, to_video
-from tinyworld.world import HEIGHT, TRAVEL, VIEW, draw_scene, draw_shot, film, meaning
+from tinyworld.world import HEIGHT, SPEED, TRAVEL, VIEW, Scene, Shot, draw_scene, draw_shot, film, meaning
+from utils.errors import UserError
 from utils.files import atomic
+from wan.vae import normalisation
 
 HELD_OUT = 1_000_000  # the first seed of the scenes that no training sees
 
@@ -22,16 +25,48 @@ def paint_gallery(settings: WorldSettings, folder: Path) -> None:
     """Paint all scenes: `panoramas.npy` (seeds 0..) and `held_out.npy` (seeds HELD_OUT..), [scenes, H, W, 3] uint8."""
     for name, first, count in (("held_out", HELD_OUT, settings.held_out), ("panoramas", 0, settings.scenes)):
         path = folder / f"{name}.npy"
-        if not path.exists():
+        if path.exists():
+            if (there := len(np.load(path, mmap_mode="r"))) != count:
+                raise UserError(
+                    f"{path} holds {there} scenes and {count} are asked for; "
+                    "delete it, or choose another folder with work=..."
+                )
+        else:
             pictures = np.stack([paint(draw_scene(first + i)) for i in range(count)])
             with atomic(path) as temporary:
                 np.save(temporary, pictures)
 
 
-def held_out(index: int, speeds: tuple[int, ...]):
-    """(scene, shot, caption) of a held-out clip."""
-    scene, shot = draw_scene(HELD_OUT + index), draw_shot(HELD_OUT + index, speeds)
-    return scene, shot, caption(meaning(scene, shot))
+@dataclass(frozen=True)
+class Clip:
+    """A scene, filmed over so many pixel frames, and what is true about it; painted when its video is asked for."""
+
+    scene: Scene
+    shot: Shot
+    frames: int
+
+    @cached_property
+    def meaning(self) -> Meaning:
+        return meaning(self.scene, self.shot)
+
+    @cached_property
+    def caption(self) -> str:
+        return caption(self.meaning)
+
+    @cached_property
+    def camera(self) -> np.ndarray:
+        """[frames] pixels, left edge of the view."""
+        return self.shot.camera(self.frames)
+
+    @cached_property
+    def video(self) -> np.ndarray:
+        """[frames, HEIGHT, VIEW, 3] uint8."""
+        return film(paint(self.scene), self.camera)
+
+
+def held_out(index: int, frames: int = 1) -> Clip:
+    """The held-out clip with this number, of so many pixel frames."""
+    return Clip(draw_scene(HELD_OUT + index), draw_shot(HELD_OUT + index), frames)
 
 
 @dataclass(frozen=True)
@@ -63,33 +98,25 @@ class Corpus:
         return self.latents[index, inside].float(), self.camera[index, inside]
 
 
-def encode_corpus(vae: AutoencoderKLWan, settings: LatentSettings, world: WorldSettings, folder: Path) -> list[Corpus]:
+def encode_corpus(vae: AutoencoderKLWan, settings: LatentSettings, folder: Path) -> list[Corpus]:
     """Encode shots of the painted scenes: [long clips, short ones that only show how a video starts].
 
     Resumes from what was encoded before. The codec's config gets the long clips' mean and standard
     deviation per channel; all latents are normalised by them.
     """
-    panoramas, speeds = np.load(folder / "panoramas.npy", mmap_mode="r"), tuple(world.speeds)
-    long = _encode(vae, panoramas, settings.clips, settings.frames, 0, speeds, settings.batch, folder / "long.pt")
+    panoramas = np.load(folder / "panoramas.npy", mmap_mode="r")
+    long = _encode(vae, panoramas, settings.clips, settings.frames, 0, settings.batch, folder / "long.pt")
     mean, std = long.float().mean((0, 1, 3, 4)), long.float().std((0, 1, 3, 4))
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     first = settings.clips
-    short = _encode(
-        vae, panoramas, settings.starts, settings.start_frames, first, speeds, settings.batch, folder / "short.pt"
-    )
-    return [_corpus(vae, long, 0, len(panoramas), speeds), _corpus(vae, short, first, len(panoramas), speeds)]
+    short = _encode(vae, panoramas, settings.starts, settings.start_frames, first, settings.batch, folder / "short.pt")
+    return [_corpus(vae, long, 0, len(panoramas)), _corpus(vae, short, first, len(panoramas))]
 
 
 def normalised(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
     """Raw latents [..., C, h, w] to the zero mean and unit deviation that the backbone sees."""
-    mean, std = (torch.tensor(vae.config[name])[:, None, None] for name in ("latents_mean", "latents_std"))
+    mean, std = (x.squeeze(-1) for x in normalisation(vae))  # each [C, 1, 1]
     return (z - mean) / std
-
-
-def raw(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
-    """The inverse of `normalised`."""
-    mean, std = (torch.tensor(vae.config[name])[:, None, None] for name in ("latents_mean", "latents_std"))
-    return z * std + mean
 
 
 class _Store:
@@ -105,13 +132,15 @@ class _Store:
         self.latents.copy_(state["latents"])
 
 
-def _encode(vae, panoramas, clips: int, frames: int, first: int, speeds, batch: int, path: Path) -> torch.Tensor:
+def _encode(vae, panoramas, clips: int, frames: int, first: int, batch: int, path: Path) -> torch.Tensor:
     """Raw latents of the shots with seeds first .. first + clips - 1."""
     store = _Store(torch.zeros(clips, frames, vae.config.z_dim, HEIGHT // 8, VIEW // 8, dtype=torch.bfloat16))
-    checkpoint, pixel_frames = Checkpoint(path, {"store": store}), 4 * (frames - 1) + 1
+    about = {"number of clips": clips, "number of frames": frames, "first clip": first}
+    about |= {"world.scenes": digest([panoramas]), "codec": digest(vae.state_dict().values())}
+    checkpoint, pixel_frames = Checkpoint(path, {"store": store}, about), 4 * (frames - 1) + 1
     for start in range(checkpoint.resume(), clips, batch):
         some = range(start, min(start + batch, clips))
-        cameras = [draw_shot(first + i, speeds).camera(pixel_frames) for i in some]
+        cameras = [draw_shot(first + i).camera(pixel_frames) for i in some]
         views = [film(panoramas[i % len(panoramas)], camera) for i, camera in zip(some, cameras, strict=True)]
         store.latents[some.start : some.stop] = encode(vae, to_video(np.stack(views))).transpose(1, 2).bfloat16()
         checkpoint.save(some.stop)
@@ -119,11 +148,11 @@ def _encode(vae, panoramas, clips: int, frames: int, first: int, speeds, batch: 
     return store.latents
 
 
-def _corpus(vae: AutoencoderKLWan, latents: torch.Tensor, first: int, scenes: int, speeds) -> Corpus:
-    shots = [draw_shot(first + i, speeds) for i in range(len(latents))]
+def _corpus(vae: AutoencoderKLWan, latents: torch.Tensor, first: int, scenes: int) -> Corpus:
+    shots = [draw_shot(first + i) for i in range(len(latents))]
     return Corpus(
         latents=normalised(vae, latents.float()).bfloat16(),
         camera=np.stack([shot.camera(4 * latents.shape[1] - 3)[::4] for shot in shots]),
-        period=np.array([2 * TRAVEL // (4 * shot.speed) for shot in shots]),
+        period=np.full(len(shots), 2 * TRAVEL // (4 * SPEED)),
         captions=[caption(meaning(draw_scene(i % scenes), shot)) for i, shot in enumerate(shots)],
     )

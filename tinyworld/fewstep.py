@@ -17,7 +17,7 @@ from tinyworld.backbone import Backbone, Batch, blurred, draw_batch, draw_noisy,
 from tinyworld.context import BLOCK
 from tinyworld.corpus import Corpus
 from tinyworld.settings import BackboneSettings, FewStepSettings
-from tinyworld.training import generator
+from tinyworld.training import digest, generator, told
 
 
 def train(
@@ -29,6 +29,9 @@ def train(
     seed: int,
 ) -> Backbone:
     """Go on with a trained backbone; resumes from `folder`. Returns the averaged weights."""
+    about = {"seed": seed, **told("fewstep", few), **told("backbone", settings)}
+    about["latents"] = digest(corpus.latents for corpus in corpora)
+    about["backbone"] = digest(backbone.state_dict().values())
     backbone.requires_grad_(True)
     shared = {field.name for field in fields(few)} & {field.name for field in fields(settings)}
     settings = replace(settings, **{name: getattr(few, name) for name in shared})
@@ -42,7 +45,7 @@ def train(
             context = own_context(backbone, few, settings, batch, rng)
         return kind, teacher_forcing_loss(backbone, settings, batch, context, rng, few.guidance)
 
-    return optimise(backbone, settings, few.steps, lambda step: 1 - step / few.steps, loss, folder / "fewstep")
+    return optimise(backbone, settings, few.steps, lambda step: 1 - step / few.steps, loss, folder / "fewstep", about)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from evaluation.statistics import Difference, Estimate, compare, estimate
 from pipeline import build
 from pipeline.codec import Codec, build_codec
+from pipeline.config import RunConfig, load_config
 from pipeline.kv_cache import KVCache
 from pipeline.memory import RamTier, Tier, TieredMemory
 from pipeline.noise import SeededNoise
@@ -22,12 +23,13 @@ from pipeline.pipeline import Pipeline, load
 from pipeline.retrieval import Selection
 from pipeline.rollout import rollout
 from pipeline.sampler import Sampler
-from tinyworld.corpus import held_out, normalised
-from tinyworld.render import paint
-from tinyworld.vae import encode, to_video
-from tinyworld.world import VIEW, film
+from tinyworld.context import BLOCK
+from tinyworld.corpus import held_out
+from tinyworld.vae import to_video
+from tinyworld.world import VIEW
 from utils.config import load_settings
 from utils.errors import UserError, run
+from wan.vae import encode
 
 CELL = 8  # pixels of a latent's column
 # condition -> (which candidates are retrieved, whether the records are those of the next sample of the batch)
@@ -58,6 +60,26 @@ class RecallSettings:
     frames: int = 48
     batch: int = 16
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not BLOCK <= self.first <= self.frames - BLOCK:
+            raise UserError(
+                f"first {self.first} of {self.frames} frames leaves nothing to sample or nothing before it; "
+                f"it must be {BLOCK} to frames - {BLOCK}"
+            )
+        if self.clips < 2 or self.batch < 2 or self.clips % self.batch == 1:
+            raise UserError(f"batch {self.batch} leaves a clip of {self.clips} alone; 'other scene' takes two")
+
+    def run_config(self) -> RunConfig:
+        """The settings that the blocks are sampled with."""
+        told = {key: getattr(self, key) for key in ("model_root", "generator_ckpt", "seed")}
+        steps = {"denoising_step_list": self.steps} if self.steps else {}
+        config = load_config(self.config, {**told, "num_output_frames": self.frames, **steps})
+        if not config.layout().memory:
+            raise UserError(
+                f"config {self.config} retrieves nothing; use one with memory, such as configs/tinyworld_latentmem.yaml"
+            )
+        return config
 
 
 def main() -> None:
@@ -134,14 +156,8 @@ def recall(settings: RecallSettings, say: Callable[[str], None]) -> Errors:
 
     Normalised latents have unit deviation, so 2 is the error of an unrelated draw.
     """
-    if settings.batch < 2 or settings.clips % settings.batch == 1:
-        raise UserError(f"batch {settings.batch} leaves a clip of {settings.clips} alone; 'other scene' takes two")
-    steps = {"denoising_step_list": settings.steps} if settings.steps else {}
-    captions = [held_out(i, (2,))[2] for i in range(settings.clips)]
-    pipe = load(
-        settings.config, captions, model_root=settings.model_root, generator_ckpt=settings.generator_ckpt,
-        num_output_frames=settings.frames, seed=settings.seed, **steps,
-    )  # fmt: skip
+    captions = [held_out(i).caption for i in range(settings.clips)]
+    pipe = load(settings.run_config(), captions)
     errors: Errors = {condition: {part: {} for part in PARTS} for condition in CONDITIONS}
     for first in range(0, settings.clips, settings.batch):
         clips = range(first, min(first + settings.batch, settings.clips))
@@ -158,10 +174,9 @@ def recall(settings: RecallSettings, say: Callable[[str], None]) -> Errors:
 
 def true_latents(pipe: Pipeline, clips: range, frames: int) -> tuple[torch.Tensor, np.ndarray]:
     """Normalised latents [B, F, C, h, w] of held-out clips and the camera [B, F] at each one's last frame."""
-    shots = [held_out(i, (2,))[:2] for i in clips]
-    camera = np.stack([shot.camera(4 * frames - 3) for _, shot in shots])
-    videos = np.stack([film(paint(scene), way) for (scene, _), way in zip(shots, camera, strict=True)])
-    return normalised(pipe.vae, encode(pipe.vae, to_video(videos)).transpose(1, 2)), camera[:, ::4]
+    shown = [held_out(i, 4 * frames - 3) for i in clips]
+    video = to_video(np.stack([clip.video for clip in shown])).transpose(1, 2)  # [B, T, 3, H, W]
+    return encode(pipe.vae, video), np.stack([clip.camera[::4] for clip in shown])
 
 
 def sample(

@@ -25,8 +25,8 @@ def release_backbone(backbone: Backbone, folder: Path) -> None:
         temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
-def release_prompts(count: int, speeds: tuple[int, ...], first: tuple[int, ...], folder: Path) -> None:
+def release_prompts(count: int, first: tuple[int, ...], folder: Path) -> None:
     """Write the captions of the held-out scenes, one a line, those numbered in `first` before the others."""
     order = [*first, *(i for i in range(count) if i not in first)]
     with atomic(folder / "checkpoints" / "tinyworld_prompts.txt") as temporary:
-        temporary.write_text("".join(held_out(i, speeds)[2] + "\n" for i in order))
+        temporary.write_text("".join(held_out(i).caption + "\n" for i in order))

@@ -11,20 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageFilter
 
 from evaluation.statistics import Estimate, estimate
 from pipeline import load
+from pipeline.decode import to_uint8
 from pipeline.pipeline import Sample
 from tinyworld import judge, recall
-from tinyworld.captions import Meaning
-from tinyworld.captions import caption as write_caption
 from tinyworld.context import BLOCK
-from tinyworld.corpus import HELD_OUT
-from tinyworld.render import paint
+from tinyworld.corpus import Clip, held_out
 from tinyworld.vae import decode, encode, psnr, to_video
-from tinyworld.world import FPS, Scene, Shot, draw_scene, draw_shot, film, meaning
+from tinyworld.world import FPS
 from utils.config import load_settings
 from utils.errors import UserError, run
 from utils.files import atomic, require_writable, write_json
@@ -60,22 +57,16 @@ class ReportSettings:
     sheet_clips: int = 3
 
     def __post_init__(self) -> None:
+        for name in ("clips", "long_clips", "sheet_clips", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("short_frames", "long_frames", "recall_first", "recall_frames"):
             if getattr(self, name) % BLOCK:
                 raise UserError(f"{name} {getattr(self, name)} is no multiple of {BLOCK}, the latent frames of a block")
         if self.short_frames > self.long_frames:
             raise UserError(f"short_frames {self.short_frames} is more than long_frames {self.long_frames}")
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A held-out clip: its true video [T, H, W, 3] and what is true about it."""
-
-    video: np.ndarray
-    scene: Scene
-    shot: Shot
-    meaning: Meaning
-    caption: str
+        if self.recall_clips:
+            recall_settings(self)
 
 
 Column = dict[str, list[float]]  # measure -> a value for each clip that has one
@@ -88,9 +79,8 @@ def main() -> None:
     def say(line: str) -> None:
         print(f"{time.monotonic() - started:4.0f} s  {line}", flush=True)
 
-    short = [held_out_clip(i, 4 * settings.short_frames - 3) for i in range(settings.clips)]
-    long = [held_out_clip(i, 4 * settings.long_frames - 3) for i in range(settings.long_clips)]
-    say(f"{len(short)} + {len(long)} scenes painted")
+    short = [held_out(i, 4 * settings.short_frames - 3) for i in range(settings.clips)]
+    long = [held_out(i, 4 * settings.long_frames - 3) for i in range(settings.long_clips)]
     codec = load_vae(Path(settings.model_root) / "tinyworld" / "vae")
     frames, shared = 4 * settings.short_frames - 3, min(len(short), len(long))  # the long videos begin as short ones
     long_again = [reconstruct(codec, clip.video) for clip in long]
@@ -110,27 +100,25 @@ def main() -> None:
     say("judged")
     table = {name: {measure: estimate(x) for measure, x in column.items() if x} for name, column in columns.items()}
     results, text = {name: _plain(column) for name, column in table.items()}, markdown(table)
+    write(folder, results, text)
+    sheet(folder / "sheet.png", min(settings.sheet_clips, len(long)), [c.video for c in long], long_again, long_films)
     if settings.recall_clips:
         found = recall.summary(recall.recall(recall_settings(settings), say))
         results["recall"], text = recall.as_json(*found), f"{text}\n\n{recall.markdown(*found)}"
-    write_json(folder / "table.json", results)
-    with atomic(folder / "report.md") as temporary:
-        temporary.write_text(text + "\n")
-    sheet(folder / "sheet.png", min(settings.sheet_clips, len(long)), [c.video for c in long], long_again, long_films)
+        write(folder, results, text)
     print(f"{text}\n\nwritten to {folder}: report.md, table.json, sheet.png")
 
 
-def held_out_clip(index: int, frames: int) -> Clip:
-    """The held-out clip with this number, of so many pixel frames."""
-    scene, shot = draw_scene(HELD_OUT + index), draw_shot(HELD_OUT + index)
-    what = meaning(scene, shot)
-    return Clip(film(paint(scene), shot.camera(frames)), scene, shot, what, write_caption(what))
+def write(folder: Path, results: dict, text: str) -> None:
+    """Write table.json and report.md."""
+    write_json(folder / "table.json", results)
+    with atomic(folder / "report.md") as temporary:
+        temporary.write_text(text + "\n")
 
 
 def reconstruct(codec, video: np.ndarray) -> np.ndarray:
     """A video [T, H, W, 3] uint8 through encoder and decoder."""
-    out = decode(codec, encode(codec, to_video(video[None])))[0]
-    return _bytes(out.permute(1, 2, 3, 0))
+    return to_uint8(decode(codec, encode(codec, to_video(video[None]))).transpose(1, 2))[0]
 
 
 def generate(
@@ -170,8 +158,11 @@ def early(videos: list[np.ndarray], clips: list[Clip]) -> Column:
         column["objects in the first pass"] = [looks for looks, _ in shown]
         column["colours in the first pass"] = [colours for _, colours in shown]
         column["sightings that the caption names"] = [x for x in map(precision, videos, clips) if x is not None]
-    moves = [judge.Journey(video[: 10 * FPS]).moves_as_trained(clip.shot).mean() for video, clip in pairs]
+    journeys = [judge.Journey(video[: 10 * FPS]) for video in videos]
+    moves = [journey.moves_as_trained(clip.shot).mean() for journey, clip in zip(journeys, clips, strict=True)]
+    column["camera as trained, first 10 s"] = [float(share) for share in moves]
     column["camera as trained, first 10 s, clips"] = [float(share >= 0.9) for share in moves]
+    column["motion plausible, first 10 s, clips"] = [float(j.moves_plausibly().mean() >= 0.9) for j in journeys]
     return column
 
 
@@ -265,11 +256,11 @@ def markdown(table: dict[str, dict[str, Estimate]]) -> str:
     return "\n".join(lines)
 
 
-def sheet(path: Path, clips: int, *kinds: list[np.ndarray]) -> None:
-    """Frames at 1, 10 and 30 s: a row for each clip, three columns for each kind of video."""
+def sheet(path: Path, clips: int, *kinds: list[np.ndarray], seconds: tuple[int, ...] = (1, 10, 30)) -> None:
+    """Frames at these seconds: a row for each clip, and so many columns for each kind of video."""
     rows = []
     for i in range(clips):
-        frames = [video[i][min(FPS * s, len(video[i]) - 1)] for video in kinds for s in (1, 10, 30)]
+        frames = [video[i][min(FPS * s, len(video[i]) - 1)] for video in kinds for s in seconds]
         rows.append(np.concatenate([np.pad(f, ((2, 2), (2, 2), (0, 0)), constant_values=255) for f in frames], 1))
     picture = Image.fromarray(np.concatenate(rows))
     with atomic(path) as temporary:
@@ -288,10 +279,6 @@ def _plain(column: dict[str, Estimate]) -> dict[str, dict]:
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:
     return psnr(np.square((a.astype(np.float32) - b.astype(np.float32)) / 127.5).mean())
-
-
-def _bytes(video: torch.Tensor) -> np.ndarray:
-    return ((video.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """Scenes painted for training, held-out ones, pixels a frame of the camera, held-out clips listed first."""
+    """Scenes painted for training, held-out ones, and the held-out clips that the prompt file lists first."""
 
     scenes: int = 1280
     held_out: int = 64
-    speeds: list[int] = field(default_factory=lambda: [2])
     shown: list[int] = field(default_factory=list)
 
 
@@ -127,6 +126,15 @@ class FewStepSettings:
 
 
 @dataclass(frozen=True)
+class EncoderSettings:
+    """The retrieval encoder: `key=value` settings beside those of configs/tinyworld_generate_latent.yaml (`corpus`)
+    and configs/tinyworld_ae.yaml (`training`)."""
+
+    corpus: list[str] = field(default_factory=list)
+    training: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """The whole training: `work` holds what can be resumed, `export` gets the weights as the pipeline loads them."""
 
@@ -139,3 +147,4 @@ class TrainSettings:
     latents: LatentSettings = field(default_factory=LatentSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     fewstep: FewStepSettings = field(default_factory=FewStepSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)

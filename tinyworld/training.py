@@ -1,7 +1,9 @@
 """What every stage of the training needs: exact resumption, curves, falling learning rates."""
 
 import csv
+import hashlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +11,59 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.config import to_dict
+from utils.errors import UserError
 from utils.files import atomic
+
+STAGES = ("vae.pt", "long.pt", "short.pt", "backbone.pt", "fewstep.pt")  # each follows from those before it
 
 
 class Checkpoint:
     """State of one training, written whole every `every` seconds.
 
     Whatever a step draws comes from `generator(seed, step)`, so a resumed run repeats the uninterrupted one.
+
+    Args:
+        about: all that the state depends on, as plain data: settings, seed, digests of what it starts from.
+        grows: the one of these that may have become longer since, a list.
     """
 
-    def __init__(self, path: Path, parts: dict[str, Any], every: float = 120.0):
-        self.path, self.parts, self.every, self.saved = path, parts, every, time.monotonic()
+    def __init__(self, path: Path, parts: dict[str, Any], about: dict[str, Any], grows: str = "", every: float = 120.0):
+        self.path, self.parts, self.about, self.grows = path, parts, about, grows
+        self.every, self.saved = every, time.monotonic()
 
     def resume(self) -> int:
-        """Load what an earlier run left behind; the number of steps that it had done."""
+        """Load what an earlier run left behind; the number of steps that it had done.
+
+        Raises:
+            UserError: it was made with other settings or from something else.
+        """
         if not self.path.exists():
             return 0
         state = torch.load(self.path, weights_only=True)
+        if changed := self._changed(state.get("about", {})):
+            stale = [name for name in STAGES[STAGES.index(self.path.name) :] if self.path.with_name(name).exists()]
+            raise UserError(
+                f"{self.path} was made with other {', '.join(changed)}; "
+                f"delete {', '.join(stale)} in {self.path.parent}, or choose another folder with work=..."
+            )
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         return state["steps"]
+
+    def _changed(self, kept: dict[str, Any]) -> list[str]:
+        now = dict(self.about)
+        if self.grows in kept:
+            now[self.grows] = now[self.grows][: len(kept[self.grows])]
+        changed = [key for key in {**kept, **now} if key not in kept or key not in now or kept[key] != now[key]]
+        return changed if kept else ["settings, which it does not tell"]
 
     def save(self, steps: int, force: bool = False) -> None:
         """Write after `steps` steps if it is time to."""
         if force or time.monotonic() - self.saved > self.every:
             with atomic(self.path) as temporary:
-                torch.save(
-                    {"steps": steps, **{name: part.state_dict() for name, part in self.parts.items()}}, temporary
-                )
+                parts = {name: part.state_dict() for name, part in self.parts.items()}
+                torch.save({"steps": steps, "about": self.about, **parts}, temporary)
             self.saved = time.monotonic()
 
 
@@ -73,6 +100,21 @@ class Log:
         with atomic(self.path.with_suffix(".png")) as temporary:
             figure.savefig(temporary, dpi=80)
         pyplot.close(figure)
+
+
+def told(name: str, settings: Any) -> dict[str, Any]:
+    """A stage's settings as plain data under dotted names."""
+    return {f"{name}.{key}": value for key, value in to_dict(settings).items()}
+
+
+def digest(arrays: Iterable[torch.Tensor | np.ndarray]) -> str:
+    """A short SHA-256 of the bytes of arrays."""
+    whole = hashlib.sha256()
+    for x in arrays:
+        if isinstance(x, torch.Tensor):
+            x = x.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        whole.update(np.ascontiguousarray(x))
+    return whole.hexdigest()[:16]
 
 
 def generator(*key: int) -> np.random.Generator:

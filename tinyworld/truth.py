@@ -6,9 +6,8 @@ from pathlib import Path
 from diffusers import AutoencoderKLWan
 
 from tinyworld.corpus import held_out, normalised
-from tinyworld.render import paint
 from tinyworld.vae import encode, to_video
-from tinyworld.world import VIEW, film
+from tinyworld.world import VIEW
 from utils.errors import run
 from utils.files import write_json
 from utils.tensors import save_tensors
@@ -23,11 +22,10 @@ def main() -> None:
     args = parser.parse_args()
     vae = AutoencoderKLWan.from_pretrained(args.vae).eval()
     for index in range(args.clips):
-        scene, shot, _ = held_out(index, (2,))
-        camera = shot.camera(4 * args.frames - 3)
-        latents = encode(vae, to_video(film(paint(scene), camera)[None]))[0].transpose(0, 1)  # [F, C, h, w]
+        clip = held_out(index, 4 * args.frames - 3)
+        latents = encode(vae, to_video(clip.video[None]))[0].transpose(0, 1)  # [F, C, h, w]
         path = Path(args.folder) / f"latent_{index:06d}.pt"
-        write_json(path.with_suffix(".truth.json"), {"camera": camera[::4].tolist(), "view": VIEW, "loop": None})
+        write_json(path.with_suffix(".truth.json"), {"camera": clip.camera[::4].tolist(), "view": VIEW, "loop": None})
         save_tensors(path, normalised(vae, latents).bfloat16())
 
 

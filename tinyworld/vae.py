@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch.nn.functional import l1_loss, mse_loss
 
 from tinyworld.settings import VaeSettings, VaeStage
-from tinyworld.training import Checkpoint, Log, Pair, generator, noise
+from tinyworld.training import Checkpoint, Log, Pair, digest, generator, noise, told
 from tinyworld.world import HEIGHT, TRAVEL, VIEW, Shot, film
 
 PATCH = 2
@@ -34,13 +34,15 @@ def build(settings: VaeSettings) -> AutoencoderKLWan:
 
 
 def train(
-    settings: VaeSettings, panoramas: np.ndarray, held_out: np.ndarray, speeds: tuple[int, ...], folder: Path, seed: int
+    settings: VaeSettings, panoramas: np.ndarray, held_out: np.ndarray, folder: Path, seed: int
 ) -> AutoencoderKLWan:
     """Train on clips cut from panoramas, [scenes, HEIGHT, WIDTH, 3] uint8; resumes from `folder`."""
     torch.manual_seed(seed)
     vae = build(settings).train()
     optimizer = _optimizer(vae)
-    checkpoint = Checkpoint(folder / "vae.pt", {"model": vae, "optimizer": optimizer})
+    about = {"seed": seed, **told("vae", settings), "world.scenes": digest([panoramas])}
+    del about["vae.check_clips"]
+    checkpoint = Checkpoint(folder / "vae.pt", {"model": vae, "optimizer": optimizer}, about, grows="vae.stages")
     log, done, first = Log(folder / "vae.csv"), checkpoint.resume(), 0
     for stage in settings.stages:
         started = time.monotonic()
@@ -48,7 +50,7 @@ def train(
             part = (step - first) / max(stage.steps - 1, 1)
             lr = stage.lr * (stage.lr_end / stage.lr) ** part
             rng = generator(seed, 10, step)
-            clips = [_crop(draw_clip(panoramas, speeds, stage.frames, rng), stage, rng) for _ in range(stage.batch)]
+            clips = [_crop(draw_clip(panoramas, stage.frames, rng), stage, rng) for _ in range(stage.batch)]
             loss, mse = _loss(vae, to_video(np.stack(clips)), stage, rng)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -61,21 +63,19 @@ def train(
         first += stage.steps
     if done < first:
         checkpoint.save(first, force=True)
-        measured = reconstruction(vae.eval(), held_out, speeds, seed, settings.check_clips)
+        measured = reconstruction(vae.eval(), held_out, seed, settings.check_clips)
         log.write(first, loss=float("nan"), psnr=measured, lr=0.0, seconds=0.0)
         log.draw()
     vae.eval()
     return vae
 
 
-def reconstruction(
-    vae: AutoencoderKLWan, panoramas: np.ndarray, speeds: tuple[int, ...], seed: int, clips: int, frames: int = 65
-) -> float:
+def reconstruction(vae: AutoencoderKLWan, panoramas: np.ndarray, seed: int, clips: int, frames: int = 65) -> float:
     """PSNR in dB of whole views over clips of held-out scenes, averaged over clips, latents exact."""
     each = []
     for i in range(clips):
         scene = i % len(panoramas)
-        video = to_video(draw_clip(panoramas[scene : scene + 1], speeds, frames, generator(seed, 11, i))[None])
+        video = to_video(draw_clip(panoramas[scene : scene + 1], frames, generator(seed, 11, i))[None])
         each.append(psnr(mse_loss(decode(vae, encode(vae, video)).clamp(-1, 1), video).item()))
     return float(np.mean(each))
 
@@ -85,9 +85,9 @@ def psnr(mse: float) -> float:
     return 10 * np.log10(4 / max(mse, 1e-12))
 
 
-def draw_clip(panoramas: np.ndarray, speeds: tuple[int, ...], frames: int, rng: np.random.Generator) -> np.ndarray:
+def draw_clip(panoramas: np.ndarray, frames: int, rng: np.random.Generator) -> np.ndarray:
     """A clip of a random scene from a random place of the camera's way, turns included: [frames, HEIGHT, VIEW, 3]."""
-    shot = Shot(int(rng.integers(0, TRAVEL + 1)), str(rng.choice(["left", "right"])), int(rng.choice(speeds)))
+    shot = Shot(int(rng.integers(0, TRAVEL + 1)), str(rng.choice(["left", "right"])))
     return film(panoramas[rng.integers(len(panoramas))], shot.camera(frames))
 
 

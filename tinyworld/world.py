@@ -9,6 +9,7 @@ from tinyworld.captions import COLOURS, DIRECTIONS, GROUNDS, KINDS, TIMES, Meani
 HEIGHT, VIEW, WIDTH = 64, 96, 288  # pixels: the view is HEIGHT x VIEW, the scene HEIGHT x WIDTH
 CLIFF = 22  # pixels of rock that close the scene at each end: where the camera turns
 TRAVEL = WIDTH - VIEW
+SPEED = 2  # pixels a frame of the camera
 FPS = 16
 
 
@@ -36,16 +37,15 @@ class Scene:
 
 @dataclass(frozen=True)
 class Shot:
-    """A camera's way over a scene: where it starts, which way it goes, pixels a frame."""
+    """A camera's way over a scene: where it starts, and which way it goes."""
 
     start: int
     direction: str
-    speed: int = 2
 
     def camera(self, frames: int) -> np.ndarray:
         """Left edge of the view for each frame, [frames], in pixels: back and forth between 0 and TRAVEL."""
         way = self.start if self.direction == "right" else 2 * TRAVEL - self.start
-        phase = (way + self.speed * np.arange(frames)) % (2 * TRAVEL)
+        phase = (way + SPEED * np.arange(frames)) % (2 * TRAVEL)
         return TRAVEL - np.abs(phase - TRAVEL)
 
 
@@ -65,19 +65,18 @@ def draw_scene(seed: int) -> Scene:
     return Scene(seed, str(rng.choice(GROUNDS)), str(rng.choice(TIMES)), horizon, tuple(sprites))
 
 
-def draw_shot(seed: int, speeds: tuple[int, ...] = (2,)) -> Shot:
+def draw_shot(seed: int) -> Shot:
     """The shot that belongs to a seed: it starts within a few pixels of either end, so no phase is special."""
     rng = np.random.default_rng([seed, 2])
-    direction, speed = str(rng.choice(DIRECTIONS)), int(rng.choice(speeds))
-    offset = speed * int(rng.integers(0, 8))
-    return Shot(offset if direction == "right" else TRAVEL - offset, direction, speed)
+    direction, offset = str(rng.choice(DIRECTIONS)), SPEED * int(rng.integers(0, 8))
+    return Shot(offset if direction == "right" else TRAVEL - offset, direction)
 
 
 def meaning(scene: Scene, shot: Shot) -> Meaning:
     """What the caption of this shot says: objects in their order of appearance."""
     order = sorted(scene.sprites, key=lambda sprite: sprite.x, reverse=shot.direction == "left")
     objects = tuple((sprite.colour, sprite.kind) for sprite in order)
-    return Meaning(scene.ground, scene.time, shot.direction, objects, shot.speed)
+    return Meaning(scene.ground, scene.time, shot.direction, objects)
 
 
 def visible(scene: Scene, camera: float, margin: float = 10.0) -> list[Sprite]:

@@ -7,15 +7,15 @@ from typing import Any
 
 
 class Background:
-    """One thread that does what it is given, in order; the giver waits when `depth` pieces are pending.
+    """One thread that calls `start`, then does what it is given in order; the giver waits when `depth` pieces wait.
 
     Used as a context manager: leaving it waits for the rest, and an error in a piece is raised at
     the next `do` or on leaving.
     """
 
-    def __init__(self, depth: int = 2) -> None:
+    def __init__(self, start: Callable[[], None] | None = None, depth: int = 2) -> None:
         self.depth = depth
-        self.pool = ThreadPoolExecutor(1)
+        self.pool = ThreadPoolExecutor(1, initializer=start)
         self.pending: deque[Future] = deque()
 
     def do(self, work: Callable[..., None], *arguments: Any) -> None:

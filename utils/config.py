@@ -1,16 +1,18 @@
 """Typed, frozen settings: dataclass defaults < YAML file < dotted command-line overrides."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from utils.errors import UserError, did_you_mean
+from utils.processes import rank
 
 T = TypeVar("T")
 
@@ -25,7 +27,8 @@ def load_settings(
 
     Args:
         path: YAML file with the same tree, or None.
-        overrides: `["a.b=1", ...]` as typed on a command line, or a tree of values.
+        overrides: `["a.b=1", ...]` as typed on a command line, or a tree of values. `-h` or `--help` among those
+            typed prints the docstring of the running program and ends it.
         retired: dotted keys that mean nothing any more; accepted and dropped (see `retired_keys`).
 
     Raises:
@@ -38,8 +41,12 @@ def load_settings(
         tree = _without(OmegaConf.create(dict(overrides)), retired)
         settings = _guard(partial(OmegaConf.merge, settings, tree), "the overrides", schema)
     else:
+        overrides = list(overrides)
+        if {"-h", "--help"} & set(overrides):
+            _help()
         for key, value in map(_split, overrides):
             if key not in retired:
+                _require_parts(key, schema)
                 typed = OmegaConf.create()
                 OmegaConf.update(typed, key, value)
                 settings = _guard(partial(OmegaConf.merge, settings, typed), "the command line", schema)
@@ -92,8 +99,24 @@ def _split(override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f"override '{override}' is not of the form key=value")
     if text.startswith("[") and text.endswith("]"):
-        return key, yaml.safe_load(text)
+        try:
+            return key, yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"override '{override}' is not a list; write it as {key}=[a,b,...]") from error
     return key, None if text == "null" else text.replace("${", r"\${")
+
+
+def _help() -> NoReturn:
+    if rank() == 0:
+        print((sys.modules["__main__"].__doc__ or "").strip(), flush=True)
+    sys.exit(0)
+
+
+def _require_parts(key: str, schema: type) -> None:
+    """Refuse a dotted key with nothing before, after or between dots."""
+    if not all(key.split(".")):
+        parts = ".".join(part for part in key.split(".") if part)
+        raise UserError(f"unknown setting '{key}' in the command line{did_you_mean(parts, _names(schema))}")
 
 
 def _guard(action: Callable[[], Any], source: str | Path, schema: type) -> Any:

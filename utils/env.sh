@@ -42,12 +42,24 @@ install() { # install REQUIREMENTS into .venv, once for each content of that fil
     flock -u 9
 }
 
+require_packages() { # refuse an active environment that lacks packages, without importing any
+    local names="torch diffusers transformers peft accelerate omegaconf einops huggingface_hub safetensors imageio
+        imageio_ffmpeg PIL psutil ftfy matplotlib tqdm" lacking
+    [ "$1" = requirements-dev.txt ] && names+=" pytest xdist hypothesis ruff"
+    lacking=$(python -c 'import sys; from importlib.util import find_spec; print(*filter(lambda name: not find_spec(name), sys.argv[1:]))' $names) ||
+        die "the active environment at ${VIRTUAL_ENV:-$CONDA_PREFIX} has no python that runs; deactivate it, or make it anew"
+    [ -z "$lacking" ] ||
+        die "the active environment at ${VIRTUAL_ENV:-$CONDA_PREFIX} lacks ${lacking// /, }; 'pip install -r $1' into it, or deactivate it"
+}
+
 use_environment() { # use_environment [REQUIREMENTS]
     if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
         install "${1:-requirements.txt}"
         VIRTUAL_ENV=$PWD/.venv
         PATH=$VIRTUAL_ENV/bin:$PATH
         export VIRTUAL_ENV PATH
+    else
+        require_packages "${1:-requirements.txt}"
     fi
 }
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,21 @@ def _sha256(file) -> str:  # Python 3.10 has no hashlib.file_digest
     while chunk := file.read(1 << 22):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_once(path: Path, folder: Path | None) -> str:
+    """`sha256`, kept in `folder` for as long as the file's place, size and times stay what they are."""
+    if folder is None:
+        return sha256(path)
+    stat = path.stat()
+    name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    note = folder / hashlib.sha256(name.encode()).hexdigest()
+    if note.is_file() and len(digest := note.read_text()) == 64:
+        return digest
+    digest = sha256(path)
+    with suppress(OSError, UserError), atomic(note) as temporary:  # a help, no need
+        temporary.write_text(digest)
+    return digest
 
 
 def require_file(path: str | Path, what: str, remedy: str) -> Path:

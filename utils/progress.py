@@ -21,17 +21,25 @@ class Progress:
         self.videos, self.blocks, self.frames_per_block = videos, blocks, frames_per_block
         self.quiet, self.bars = quiet, sys.stderr.isatty() and not quiet
         self.made = 0
+        self.warned = False
         self.outer = tqdm(total=videos, desc="videos", unit="video", disable=not self.bars, position=0)
         self.inner: tqdm | None = None
 
     def begin(self, name: str, at_once: int) -> None:
         """A batch of `at_once` videos starts; `name` is its first file."""
         self.name, self.at_once, self.started, self.spoken, self.block = name, at_once, time.monotonic(), 0.0, 0
+        self.dropped = 0
         self.inner = tqdm(total=self.blocks, desc=name, unit="block", disable=not self.bars, position=1, leave=False)
 
-    def step(self, memory_bytes: int, retrieved: Sequence[int]) -> None:
-        """One more block is finished and written."""
+    def step(self, memory_bytes: int, retrieved: Sequence[int], dropped: Sequence[int] = ()) -> None:
+        """One more block is finished and written; `dropped` are the frames that a bounded memory forgot for it."""
         self.block += 1
+        self.dropped += len(dropped)
+        if dropped and not self.warned:
+            self.warned = True
+            self.say(
+                f"{self.name}: the memory is full (bank.capacity); it forgets frames from now on, {dropped[0]} first"
+            )
         elapsed = time.monotonic() - self.started
         rate = self.block * self.frames_per_block * self.at_once / elapsed
         status = f"{rate:.1f} frames/s, memory {memory_bytes / 1e6:.0f} MB"
@@ -48,6 +56,8 @@ class Progress:
     def end(self) -> None:
         """The batch's files are written."""
         self.inner.close()
+        if self.dropped:
+            self.say(f"{self.name}: the memory forgot {self.dropped} frames")
         self.made += self.at_once
         self.outer.update(self.at_once)
 
