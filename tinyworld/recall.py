@@ -20,7 +20,7 @@ from pipeline.kv_cache import KVCache
 from pipeline.memory import RamTier, Tier, TieredMemory
 from pipeline.noise import SeededNoise
 from pipeline.pipeline import Pipeline, load
-from pipeline.retrieval import Selection
+from pipeline.retrieval import SELECTIONS, Retrieval, Selection
 from pipeline.rollout import rollout
 from pipeline.sampler import Sampler
 from tinyworld.context import BLOCK
@@ -32,9 +32,11 @@ from utils.errors import UserError, run
 from wan.vae import encode
 
 CELL = 8  # pixels of a latent's column
-# condition -> (which candidates are retrieved, whether the records are those of the next sample of the batch)
+# condition -> (which candidates are retrieved, whether the records are those of the next sample of the batch);
+# "retrieved": those that the config's own rule chooses
 CONDITIONS = {
     "none": ("none", False),
+    "as retrieved": ("retrieved", False),
     "true place": ("near", False),
     "wrong place": ("far", False),
     "other scene": ("near", True),
@@ -197,7 +199,10 @@ def sample(
     sampler = KeepTrue(build.build_sampler(pipe.config), truth.to(pipe.device), first, {})
     text = torch.stack([pipe.embeddings[caption] for caption in captions]).to(pipe.device)
     noise = SeededNoise(pipe.config.seed, [(clip, 0) for clip in clips])
-    retrieval = TruePlaces(camera, rule, policy.layout.block)
+    if rule == "retrieved":
+        retrieval = Retrieval(pipe.descriptor, SELECTIONS[pipe.config.model_kwargs.selection])
+    else:
+        retrieval = TruePlaces(camera, rule, policy.layout.block)
     for _ in rollout(
         pipe.model, text, policy, cache, retrieval, sampler, noise, truth.shape[1], tuple(truth.shape[2:])
     ):
