@@ -99,20 +99,21 @@ def generate(config: LongConfig) -> None:
 def report(results: dict) -> None:
     """Print what stayed flat, where the frames are in the end, and what stayed equal."""
     plain = [block["digest"] for block in results["unbounded"]["blocks"]]
-    columns = ("memory", "resident at 1/4", "at the end", "s a block, 1st half", "2nd half", "2nd / 1st")
+    columns = ("memory", "resident at 1/4", "at the end", "growth, 2nd half", "s a block, 1st half", "2nd half")
     columns += ("device, host, disk at the end", "as unbounded")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name, result in results.items():
         blocks = result["blocks"]
         quarter, half = len(blocks) // 4, len(blocks) // 2
         first, second = (median(block["seconds"] for block in part) for part in (blocks[SKIPPED:half], blocks[half:]))
+        growth = (blocks[-1]["resident"] - blocks[half]["resident"]) / (3e3 * (len(blocks) - half))
         tiers = [blocks[-1]["tier_bytes"].get(tier, 0) / 1e6 for tier in ("device", "host", "disk")]
         same = next((i for i, block in enumerate(blocks) if block["digest"] != plain[i]), len(blocks))
         first_drop = next((i for i, block in enumerate(blocks) if block["dropped"]), None)
         note = "" if first_drop is None else f" (first drop at block {first_drop})"
         print(
             f"| {name} | {blocks[quarter]['resident'] / 1e6:.0f} MB | {blocks[-1]['resident'] / 1e6:.0f} MB | "
-            f"{first:.3f} | {second:.3f} | {second / first:.3f} | {', '.join(f'{size:.1f}' for size in tiers)} MB | "
+            f"{growth:.1f} KB a frame | {first:.3f} | {second:.3f} | {', '.join(f'{size:.1f}' for size in tiers)} MB | "
             f"{same} of {len(blocks)} blocks{note} |"
         )
 
