@@ -363,7 +363,7 @@ def draw(means: Mapping[str, Mapping[str, Estimate]], path: Path) -> None:
     figure, panels = plt.subplots(-(-len(METRICS) // across), across, figsize=size, sharey=True, layout="constrained")
     for spare in panels.flat[len(METRICS) :]:
         spare.remove()
-    for axes, (metric, better) in zip(panels.flat, METRICS.items(), strict=False):  # the last row may have spare panels
+    for axes, (metric, better) in zip(panels.flat[: len(METRICS)], METRICS.items(), strict=True):
         for y, name in enumerate(names):
             if found := means[name].get(metric):
                 low, high = (found.mean if end is None else end for end in (found.low, found.high))

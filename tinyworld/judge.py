@@ -244,7 +244,7 @@ class Journey:
     def objects(self) -> list[tuple[tuple[str, str], float]]:
         """((colour, kind), place on the track) of each object sighted at least twice in the first pass."""
         found: list[tuple[tuple[str, str], list[float]]] = []
-        for position, seen in zip(self.track[:FIRST_PASS], self.seen, strict=False):
+        for position, seen in zip(self.track[:FIRST_PASS], self.seen[:FIRST_PASS], strict=True):
             for s in seen:
                 if s.kind is None:
                     continue

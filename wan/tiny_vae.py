@@ -6,6 +6,7 @@ Its convolutions are over space only; each `MemBlock` also sees its own input on
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ class TinyVAE(nn.Module):
         super().__init__()
         self.latent_channels, self.widths, self.growth = latent_channels, widths, growth
         layers: list[nn.Module] = [Clamp(), conv(latent_channels, widths[0]), nn.ReLU()]
-        for width, behind, frames in zip(widths, widths[1:], growth, strict=False):
+        for (width, behind), frames in zip(pairwise(widths), growth, strict=True):
             layers += [MemBlock(width) for _ in range(3)]
             layers += [nn.Upsample(scale_factor=2), TGrow(width, frames), conv(width, behind, bias=False)]
         self.decoder = nn.Sequential(*layers, nn.ReLU(), conv(widths[-1], 3))
