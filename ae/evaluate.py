@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 Rules: random, recency, uniform, avg_pool, and one for each kind of checkpoint, named after its training: AE
 (reconstruction only), AE+delta, AE+delta+smooth. NAME=FILE names it otherwise; checkpoints of one name are its seeds.
+Of avg_pool and of each encoder the most similar frames are judged, and `around`: those beside the most similar one.
 
 Where latent_000007.truth.json lies beside latent_000007.pt, it is known which frames show the same place:
 {"camera": [left edge of the view, for each latent frame], "view": its width, "loop": length of the scene or null}"""
@@ -81,13 +82,16 @@ def _load(args: argparse.Namespace, device: str) -> tuple[list["Rule"], list[Pat
             trained_on |= set(content["files"]["train"])
         else:
             print(f"{path} does not say which files it was trained on: no file is left out for it")
-    similarity = SELECTIONS["similarity"]
+    similarity, around = SELECTIONS["similarity"], SELECTIONS["around"]
+    if BASELINE in encoders:
+        raise UserError(f"a checkpoint is named {BASELINE}, as the rule without one; give it another name")
+    described = {BASELINE: [AvgPool()], **encoders}
     rules = [
         Rule("random", [Noise(seed) for seed in range(args.seeds)], similarity),
         Rule("recency", [AvgPool()], SELECTIONS["recency"]),
         Rule("uniform", [AvgPool()], SELECTIONS["uniform"]),
-        Rule(BASELINE, [AvgPool()], similarity),
-        *(Rule(name, list(seeds), similarity) for name, seeds in encoders.items()),
+        *(Rule(name, list(seeds), similarity) for name, seeds in described.items()),
+        *(Rule(f"{name}, around", list(seeds), around) for name, seeds in described.items()),
     ]
     held_out = paths if args.all else [path for path in paths if path.name not in trained_on]
     if not held_out:

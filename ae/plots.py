@@ -27,12 +27,15 @@ def draw_evaluation(report: Mapping[str, Any], path: Path) -> None:
     rules = report["rules"]
     figure = _figure(13, 3.6)
     similarity, origin, hits = figure.subplots(1, 3)
-    colours = {name: f"C{i}" for i, name in enumerate(rules)}
+    kinds = list(dict.fromkeys(name.removesuffix(", around") for name in rules))
+    colours = {name: f"C{kinds.index(name.removesuffix(', around'))}" for name in rules}
+    lines = {name: "--" if name.endswith(", around") else "-" for name in rules}
     for name, rule in rules.items():
-        if name not in ("random", "recency", "uniform"):  # their choice follows from no descriptor
+        # The choice of these follows from no descriptor, or from one that is drawn already.
+        if name not in ("random", "recency", "uniform") and not name.endswith(", around"):
             curve = rule["similarity_by_distance"]
             similarity.plot(range(1, len(curve) + 1), curve, label=name, color=colours[name])
-        origin.plot(rule["retrieved_from_tenth_of_past"], label=name, color=colours[name])
+        origin.plot(rule["retrieved_from_tenth_of_past"], lines[name], label=name, color=colours[name])
         mean, low, high = rule["metrics"]["hit"]
         hits.errorbar([mean], [name], xerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color=colours[name])
     similarity.set(title="cosine of two frames", xlabel="latent frames apart")

@@ -84,7 +84,24 @@ def random(similarities: torch.Tensor, frames: Sequence[int], k: int) -> list[in
     return torch.randperm(len(frames), generator=generator)[:k].tolist()
 
 
-SELECTIONS = {"similarity": most_similar, "recency": most_recent, "uniform": uniform, "random": random}
+BESIDE = 3  # frames from one chosen by `around` to the next: a block's
+
+
+def around(similarities: torch.Tensor, frames: Sequence[int], k: int) -> list[int]:
+    """The most similar candidate, then those BESIDE, twice BESIDE, ... after and before it, then more alike.
+
+    The query is the last frame, so the most similar frames show what is in view already. What comes into view next
+    lay beside it: after it in time where the camera repeats its way, before it where it goes back.
+    """
+    ranked, index = most_similar(similarities, frames, len(frames)), {frame: i for i, frame in enumerate(frames)}
+    best = frames[ranked[0]] if ranked else 0
+    beside = [index.get(best + sign * gap) for gap in range(BESIDE, BESIDE * k, BESIDE) for sign in (1, -1)]
+    return list(dict.fromkeys([*ranked[:1], *(i for i in beside if i is not None), *ranked]))[:k]
+
+
+SELECTIONS = {
+    "similarity": most_similar, "recency": most_recent, "uniform": uniform, "random": random, "around": around,
+}  # fmt: skip
 
 
 class Retrieval:

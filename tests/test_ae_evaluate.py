@@ -145,7 +145,9 @@ def test_the_command_writes_a_table_a_plot_and_json(clips, monkeypatch, capsys, 
         assert row in out
     assert "precision" in out
     report = json.loads((tmp_path / "out/evaluation.json").read_text())
-    assert set(report["rules"]) == {"random", "recency", "uniform", "avg_pool", "AE+delta+smooth", "untrained"}
+    described = {"avg_pool", "AE+delta+smooth", "untrained"}
+    around = {f"{name}, around" for name in described}
+    assert set(report["rules"]) == {"random", "recency", "uniform", *described, *around}
     assert (tmp_path / "out/evaluation.png").stat().st_size > 1000
 
 

@@ -212,6 +212,13 @@ def test_selection_rules_pick_distinct_candidates_in_a_fixed_order(rule):
     assert all(len(row) == 2 for row in retrieval.select(range(1, 3), 6).frames)
 
 
+def test_around_takes_what_lies_beside_the_most_similar_frame_on_both_sides():
+    rule, frames = SELECTIONS["around"], [*range(1, 12), 14, 20]
+    similarities = 1 - (torch.tensor(frames) - 10.2).abs() / 100
+    assert [frames[i] for i in rule(similarities, frames, 5)] == [10, 7, 4, 1, 11]
+    assert [frames[i] for i in rule(similarities.flip(0), frames, 4)] == [4, 7, 1, 10]
+
+
 def test_random_draws_for_each_video_and_block_and_not_for_the_last_bits():
     rule, frames = SELECTIONS["random"], range(1, 41)
     similarities = torch.rand(20, 40, generator=torch.Generator().manual_seed(0))

@@ -33,7 +33,7 @@ from pipeline.retrieval import DESCRIPTORS, SELECTIONS
 from tinyworld import judge
 from tinyworld.context import BLOCK
 from tinyworld.corpus import Clip, held_out
-from tinyworld.world import FPS
+from tinyworld.world import FPS, ONE_LATENT, pixel_frames
 from utils.config import choose, load_settings, to_dict
 from utils.errors import UserError, run
 from utils.files import atomic, require_writable, write_json
@@ -49,6 +49,7 @@ METRICS = {  # measure -> whether more is better (1) or less (-1)
     "objects kept": 1,
     "objects in the first pass": 1,
     "colours in the first pass": 1,
+    "subject kept": 1,
     "ground and time kept": 1,
     "motion plausible": 1,
     "camera as trained": 1,
@@ -220,11 +221,11 @@ def fill(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> int:
         if not all(stores[name].path(unit).exists() for unit in units)
     ]
     generated = sum(len(units) for name, units in mine if name != TRUTH)
-    progress = Progress(generated, settings.frames // BLOCK, judge.ONE_LATENT * BLOCK, quiet=rank() > 0)
+    progress = Progress(generated, settings.frames // BLOCK, ONE_LATENT * BLOCK, quiet=rank() > 0)
     progress.say(f"{len(stores)} rows of {len(settings.units())} videos in {settings.folder}; {generated} to make here")
     pipelines, started = {}, time.monotonic()
     for name, units in mine:
-        clips = [held_out(prompt, 4 * settings.frames - 3) for prompt, _ in units]
+        clips = [held_out(prompt, pixel_frames(settings.frames)) for prompt, _ in units]
         if name == TRUTH:
             videos = [clip.video for clip in clips]
         else:
@@ -263,6 +264,7 @@ def measure(video: np.ndarray, clip: Clip) -> dict[str, float | None]:
         "objects kept": kept / due if due else None,
         "objects in the first pass": looks,
         "colours in the first pass": colours,
+        "subject kept": journey.subject_kept(clip.meaning.subject),
         "ground and time kept": float(judge.setting(video[-FPS:]) == (clip.meaning.ground, clip.meaning.time)),
         "motion plausible": float(journey.moves_plausibly().mean()),
         "camera as trained": float(journey.moves_as_trained(clip.shot).mean()),

@@ -9,21 +9,23 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from tinyworld.captions import Meaning, caption
-from tinyworld.render import paint
+from tinyworld.context import BLOCK
+from tinyworld.render import Gallery, film, paint
 from tinyworld.settings import LatentSettings, WorldSettings
 from tinyworld.training import Checkpoint, digest
 from tinyworld.vae import encode, to_video
-from tinyworld.world import HEIGHT, SPEED, TRAVEL, VIEW, Scene, Shot, draw_scene, draw_shot, film, meaning
+from tinyworld.world import HEIGHT, ONE_LATENT, VIEW, Scene, Shot, draw_scene, draw_shot, meaning, pixel_frames
 from utils.errors import UserError
 from utils.files import atomic
 from wan.vae import normalisation
 
 HELD_OUT = 1_000_000  # the first seed of the scenes that no training sees
+FIRST_SEED = {"panoramas": 0, "held_out": HELD_OUT}  # the first seed of the scenes in a file
 
 
 def paint_gallery(settings: WorldSettings, folder: Path) -> None:
-    """Paint all scenes: `panoramas.npy` (seeds 0..) and `held_out.npy` (seeds HELD_OUT..), [scenes, H, W, 3] uint8."""
-    for name, first, count in (("held_out", HELD_OUT, settings.held_out), ("panoramas", 0, settings.scenes)):
+    """Paint all scenes: `panoramas.npy` and `held_out.npy`, each [scenes, H, W, 3] uint8."""
+    for name, count in (("held_out", settings.held_out), ("panoramas", settings.scenes)):
         path = folder / f"{name}.npy"
         if path.exists():
             if (there := len(np.load(path, mmap_mode="r"))) != count:
@@ -32,7 +34,7 @@ def paint_gallery(settings: WorldSettings, folder: Path) -> None:
                     "delete it, or choose another folder with work=..."
                 )
         else:
-            pictures = np.stack([paint(draw_scene(first + i)) for i in range(count)])
+            pictures = np.stack([paint(draw_scene(FIRST_SEED[name] + i)) for i in range(count)])
             with atomic(path) as temporary:
                 np.save(temporary, pictures)
 
@@ -61,7 +63,7 @@ class Clip:
     @cached_property
     def video(self) -> np.ndarray:
         """[frames, HEIGHT, VIEW, 3] uint8."""
-        return film(paint(self.scene), self.camera)
+        return film(paint(self.scene), self.scene, self.shot, self.frames)
 
 
 def held_out(index: int, frames: int = 1) -> Clip:
@@ -76,26 +78,31 @@ class Corpus:
     Attributes:
         latents: [clips, F, C, h, w] bfloat16, normalised per channel.
         camera: [clips, F] pixels, left edge of the view at each latent's last frame.
-        period: [clips] latent frames after which a clip repeats itself: the camera's way there and back.
         captions: one a clip.
     """
 
     latents: torch.Tensor
     camera: np.ndarray
-    period: np.ndarray
     captions: list[str]
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def clip(self, index: int, frames: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """Latents [len(frames), C, h, w] float32 and camera [len(frames)] of any latent frames, however late.
+        """Latents [len(frames), C, h, w] float32 and camera [len(frames)] of a first block and a later stretch.
 
-        The camera's way is periodic, so a frame beyond the clip's end is one of the frames that it holds.
+        A stretch later than the clip is long is one of those that it holds, which start on the camera's first way:
+        as its pace varies, the time does not say where it is.
         """
-        period = self.period[index]
-        inside = np.where(frames < self.latents.shape[1], frames, (frames - 1) % period + 1)
+        gap = frames[-1] + 1 - len(frames)  # frames between the two
+        spare = self.latents.shape[1] - len(frames)
+        inside = np.where(frames < BLOCK, frames, frames - gap + gap % (spare + 1))
         return self.latents[index, inside].float(), self.camera[index, inside]
+
+
+def gallery(folder: Path, name: str) -> Gallery:
+    """The scenes painted as `name`: panoramas or held_out."""
+    return Gallery(FIRST_SEED[name], np.load(folder / f"{name}.npy", mmap_mode="r"))
 
 
 def encode_corpus(vae: AutoencoderKLWan, settings: LatentSettings, folder: Path) -> list[Corpus]:
@@ -104,13 +111,13 @@ def encode_corpus(vae: AutoencoderKLWan, settings: LatentSettings, folder: Path)
     Resumes from what was encoded before. The codec's config gets the long clips' mean and standard
     deviation per channel; all latents are normalised by them.
     """
-    panoramas = np.load(folder / "panoramas.npy", mmap_mode="r")
-    long = _encode(vae, panoramas, settings.clips, settings.frames, 0, settings.batch, folder / "long.pt")
+    scenes = gallery(folder, "panoramas")
+    long = _encode(vae, scenes, settings.clips, settings.frames, 0, settings.batch, folder / "long.pt")
     mean, std = long.float().mean((0, 1, 3, 4)), long.float().std((0, 1, 3, 4))
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     first = settings.clips
-    short = _encode(vae, panoramas, settings.starts, settings.start_frames, first, settings.batch, folder / "short.pt")
-    return [_corpus(vae, long, 0, len(panoramas)), _corpus(vae, short, first, len(panoramas))]
+    short = _encode(vae, scenes, settings.starts, settings.start_frames, first, settings.batch, folder / "short.pt")
+    return [_corpus(vae, long, 0, len(scenes)), _corpus(vae, short, first, len(scenes))]
 
 
 def normalised(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
@@ -132,16 +139,15 @@ class _Store:
         self.latents.copy_(state["latents"])
 
 
-def _encode(vae, panoramas, clips: int, frames: int, first: int, batch: int, path: Path) -> torch.Tensor:
+def _encode(vae, scenes: Gallery, clips: int, frames: int, first: int, batch: int, path: Path) -> torch.Tensor:
     """Raw latents of the shots with seeds first .. first + clips - 1."""
     store = _Store(torch.zeros(clips, frames, vae.config.z_dim, HEIGHT // 8, VIEW // 8, dtype=torch.bfloat16))
     about = {"number of clips": clips, "number of frames": frames, "first clip": first}
-    about |= {"world.scenes": digest([panoramas]), "codec": digest(vae.state_dict().values())}
-    checkpoint, pixel_frames = Checkpoint(path, {"store": store}, about), 4 * (frames - 1) + 1
+    about |= {**scenes.about(), "codec": digest(vae.state_dict().values())}
+    checkpoint = Checkpoint(path, {"store": store}, about)
     for start in range(checkpoint.resume(), clips, batch):
         some = range(start, min(start + batch, clips))
-        cameras = [draw_shot(first + i).camera(pixel_frames) for i in some]
-        views = [film(panoramas[i % len(panoramas)], camera) for i, camera in zip(some, cameras, strict=True)]
+        views = [scenes.film(i % len(scenes), draw_shot(first + i), pixel_frames(frames)) for i in some]
         store.latents[some.start : some.stop] = encode(vae, to_video(np.stack(views))).transpose(1, 2).bfloat16()
         checkpoint.save(some.stop)
     checkpoint.save(clips, force=True)
@@ -152,7 +158,6 @@ def _corpus(vae: AutoencoderKLWan, latents: torch.Tensor, first: int, scenes: in
     shots = [draw_shot(first + i) for i in range(len(latents))]
     return Corpus(
         latents=normalised(vae, latents.float()).bfloat16(),
-        camera=np.stack([shot.camera(4 * latents.shape[1] - 3)[::4] for shot in shots]),
-        period=np.full(len(shots), 2 * TRAVEL // (4 * SPEED)),
+        camera=np.stack([shot.camera(pixel_frames(latents.shape[1]))[::ONE_LATENT] for shot in shots]),
         captions=[caption(meaning(draw_scene(i % scenes), shot)) for i, shot in enumerate(shots)],
     )

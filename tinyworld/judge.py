@@ -2,7 +2,8 @@
 
 Videos are [frames, HEIGHT, VIEW, 3] uint8. Every measure is first to be run on true videos: what it
 misses there is its own error. Motion, places and returns are read off one frame a latent frame, at
-the estimated camera position, so a video whose camera drifts is judged by the places it shows.
+the estimated camera position, so a video whose camera drifts is judged by the places it shows. The subject
+runs through everything in front: places are compared above the rows that it runs in.
 """
 
 from dataclasses import dataclass
@@ -10,19 +11,20 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from tinyworld.captions import COLOURS, GROUNDS, KINDS, TIMES, Meaning
-from tinyworld.render import DARK, LIGHT, PAINT, ROCK, SHAPES, SKY, SOIL, WOOD, Canvas
-from tinyworld.world import FPS, HEIGHT, TRAVEL, VIEW, WIDTH, Scene, Shot, Sprite
+from tinyworld.captions import COLOURS, GROUNDS, KINDS, SUBJECTS, TIMES, Meaning
+from tinyworld.render import COAT, DARK, LANE, LEGS, LIGHT, PAINT, ROCK, SHAPES, SKY, SOIL, WOOD, Canvas
+from tinyworld.world import FPS, HEIGHT, ONE_LATENT, PACES, TRAVEL, VIEW, WIDTH, Scene, Shot, Sprite, pixel_frames
 
-VERSION = 1  # of the measures: results of another one are not compared with these
-ONE_LATENT = 4  # pixel frames
-STEP = 8  # pixels that the camera goes in one latent frame
+VERSION = 2  # of the measures: results of another one are not compared with these
+SLOW, STEP = (ONE_LATENT * pick(PACES) for pick in (min, max))  # pixels that the camera goes in one latent frame
+NEAR_END = 3 * STEP  # pixels: what a block uncovers at most, and how far from a scene's end the camera may turn
 WINDOW = 12  # latent frames of the backbone's context
-FIRST_PASS = TRAVEL // STEP + 2  # latent frames in which every shot has reached the far end
+FIRST_PASS = TRAVEL // 96 * 16 + 2  # latent frames to the far end at the least: spells of 8 at either pace, 96 pixels
 WHOLE = 18  # pixels from the centre to the side of the widest object
 SHADES = np.linspace(0.84, 1.16, 5)[:, None]
 NEAR = {"noon": 50.0, "dusk": 50.0, "night": 38.0}  # how far a pixel may be from an object's paint
 LEVELS = 64  # of each channel in the table of colours
+LEAST_COAT = 40  # pixels in its coat that make the subject seen
 SIDE = 16  # silhouettes are compared at this size
 PLACE = {"house": 40.0, "tree": 31.0, "tower": 31.0, "balloon": 17.0}  # usual height of a coloured part's centre
 SHAPE = {"house": (27, 15), "tree": (25, 24), "tower": (17, 39), "balloon": (20, 21)}  # and its width and height
@@ -56,7 +58,7 @@ def sightings(frame: np.ndarray, time: str) -> list[Sighting]:
     neither side; its kind is the one whose silhouette, size and height in the picture fit best.
     """
     found = []
-    owner = _owners(time)[tuple(np.moveaxis(frame // (256 // LEVELS), -1, 0))]
+    owner = _look_up(_owners(time), frame)
     for index, colour in enumerate(COLOURS):
         mask = owner == index
         for left, right in _runs(mask.sum(0) >= 3, bridge=2):
@@ -71,9 +73,10 @@ def sightings(frame: np.ndarray, time: str) -> list[Sighting]:
 def shift(before: np.ndarray, after: np.ndarray, reach: int = 14) -> tuple[int, float]:
     """(pixels that the camera moved between two frames, positive to the right; the mean absolute difference then).
 
-    The motion is the one of at most `reach` pixels at which the frames differ least where they overlap.
+    The motion is the one of at most `reach` pixels at which the frames differ least where they overlap,
+    above the subject.
     """
-    before, after = before.astype(np.float32), after.astype(np.float32)
+    before, after = before[:LANE].astype(np.float32), after[:LANE].astype(np.float32)
 
     def difference(d: int) -> float:
         a = before[:, max(d, 0) : VIEW + min(d, 0)]
@@ -87,18 +90,30 @@ def shift(before: np.ndarray, after: np.ndarray, reach: int = 14) -> tuple[int, 
 
 def locate(frame: np.ndarray, panorama: np.ndarray) -> int:
     """The camera's position in a known scene [HEIGHT, WIDTH, 3]: where the frame differs least from it, in pixels."""
-    views = np.lib.stride_tricks.sliding_window_view(panorama.astype(np.float32), VIEW, axis=1)  # [H, places, 3, VIEW]
-    return int(np.abs(views - frame.transpose(0, 2, 1)[:, None]).mean((0, 2, 3)).argmin())
+    views = np.lib.stride_tricks.sliding_window_view(panorama[:LANE].astype(np.float32), VIEW, axis=1)
+    differences = np.abs(views - frame[:LANE].transpose(0, 2, 1)[:, None])  # [LANE, places, 3, VIEW]
+    return int(differences.mean((0, 2, 3)).argmin())
+
+
+def subjects(video: np.ndarray, time: str) -> list[str | None]:
+    """The subject that each frame of [frames, HEIGHT, VIEW, 3] shows: whose coat has most pixels in its lane.
+
+    None where neither has LEAST_COAT of them.
+    """
+    coats = _look_up(_coats(time), video[:, LANE:])  # [frames, rows, VIEW]
+    counts = np.stack([(coats == index).sum((1, 2)) for index in range(len(SUBJECTS))], 1)
+    return [SUBJECTS[row.argmax()] if row.max() >= LEAST_COAT else None for row in counts]
 
 
 # The caption
 
 
 def verdict(video: np.ndarray, meaning: Meaning, seconds: float = 3.0) -> dict[str, bool]:
-    """Whether the first seconds show the caption's ground, time of day and first object.
+    """Whether the first seconds show the caption's ground, time of day, subject and first object.
 
     The object must be sighted in at least 3 of every second frame; in every shot of the world its first
-    object lies wholly in the view for as long. `object's colour` asks for its colour in any shape.
+    object lies wholly in the view for as long. `object's colour` asks for its colour in any shape. The subject
+    must be seen in three quarters of these frames.
     """
     first = video[: round(seconds * FPS)]
     ground, time = setting(first)
@@ -106,6 +121,7 @@ def verdict(video: np.ndarray, meaning: Meaning, seconds: float = 3.0) -> dict[s
     return {
         "ground": ground == meaning.ground,
         "time": time == meaning.time,
+        "subject": subjects(first[::2], time).count(meaning.subject) >= 0.75 * len(first[::2]),
         "object": _shown(seen, meaning.objects[0], least=3),
         "object's colour": _shown(seen, (meaning.objects[0][0], None), least=3),
     }
@@ -117,8 +133,8 @@ def objects_in_first_pass(video: np.ndarray, scene: Scene, shot: Shot) -> tuple[
     An object counts as seen with 2 sightings, one frame a latent frame; their order does not matter. Due are
     those that lie wholly in the view for as long by the truth: all of them once the far end is reached.
     """
-    journey = Journey(video[: ONE_LATENT * FIRST_PASS - 3])
-    camera = shot.camera(len(video))[: ONE_LATENT * FIRST_PASS - 3 : ONE_LATENT]
+    journey = Journey(video[: pixel_frames(FIRST_PASS)])
+    camera = shot.camera(len(video))[: pixel_frames(FIRST_PASS) : ONE_LATENT]
     whole = [(s, np.sum((camera + WHOLE <= s.x) & (s.x <= camera + VIEW - WHOLE))) for s in scene.sprites]
     due = [sprite for sprite, frames in whole if frames >= 2]
     looks = [_shown(journey.seen, (sprite.colour, sprite.kind), least=2) for sprite in due]
@@ -172,23 +188,46 @@ class Journey:
                 pairs.append((int(np.argmax(away <= STEP // 2)), later))
         return pairs
 
-    def moves_as_trained(self, shot: Shot, tolerance: int = 2) -> np.ndarray:
-        """[latents - 1] whether each step is the shot's."""
-        due = np.diff(shot.camera(len(self.video))[::ONE_LATENT])
-        return np.abs(self.steps - due) <= tolerance
+    def moves_as_trained(self, shot: Shot, tolerance: int = 1) -> np.ndarray:
+        """[latents - 1] whether each step is one that the shot's camera may take there.
 
-    def moves_plausibly(self, tolerance: int = 2) -> np.ndarray:
+        It moves plausibly, on until it is within NEAR_END pixels of the scene's end, before or beyond it, and
+        there back; start and direction are the shot's. Where it turns is the end from then on.
+        """
+        right, place, heading = [], shot.start, 1 if shot.direction == "right" else -1
+        for step in self.steps:
+            ahead = TRAVEL - place if heading > 0 else place
+            inside = -NEAR_END <= place <= TRAVEL + NEAR_END
+            if inside and ahead <= NEAR_END and step * heading < 0:
+                place, heading = TRAVEL if heading > 0 else 0, -heading
+                right.append(True)
+            else:
+                right.append(bool(inside and (step * heading > 0 or ahead <= NEAR_END)))
+            place += step
+        return self.moves_plausibly(tolerance) & np.array(right, bool)
+
+    def moves_plausibly(self, tolerance: int = 1) -> np.ndarray:
         """[latents - 1] whether each step is one of this world's, wherever the camera should be.
 
-        That is `STEP` pixels either way, or less in the one step in which the camera turns: the steps before
-        and after it go opposite ways in full. The first and the last step may be such a turn.
+        That is a pace between the slowest and the quickest either way, or any slower one in the one step in which
+        the camera turns: the steps before and after it go opposite ways at such a pace. The first and the last step
+        may be a turn.
         """
-        full = np.abs(np.abs(self.steps) - STEP) <= tolerance
+        full = (np.abs(self.steps) >= SLOW - tolerance) & (np.abs(self.steps) <= STEP + tolerance)
         way = np.where(full, np.sign(self.steps), 0)
         before, after = np.concatenate([[0], way[:-1]]), np.concatenate([way[1:], [0]])
         ends = np.arange(len(way)) % max(len(way) - 1, 1) == 0
         turn = (before * after == -1) | (ends & (before + after != 0))
         return full | (turn & (np.abs(self.steps) < STEP))
+
+    def subject_kept(self, subject: str) -> float:
+        """Share of the frames after the first pass that show this subject under the light of the first second.
+
+        Of a video that ends before, the last frame is judged.
+        """
+        _, time = setting(self.video[:FPS])
+        later = self.frames[FIRST_PASS:] if len(self.frames) > FIRST_PASS else self.frames[-1:]
+        return subjects(later, time).count(subject) / len(later)
 
     def turns(self) -> int:
         """How often the camera's direction changes, steps without motion left out."""
@@ -284,29 +323,52 @@ def _shown(seen: list[list[Sighting]], thing: tuple[str, str | None], least: int
 
 
 def _square_error(before: np.ndarray, after: np.ndarray, by: int) -> float:
-    a, b = before[:, max(by, 0) : VIEW + min(by, 0)], after[:, max(-by, 0) : VIEW + min(-by, 0)]
+    a, b = before[:LANE, max(by, 0) : VIEW + min(by, 0)], after[:LANE, max(-by, 0) : VIEW + min(-by, 0)]
     return float(np.square(a.astype(np.float32) - b).mean())
 
 
 @cache
 def _owners(time: str) -> np.ndarray:
-    """For every colour, [LEVELS, LEVELS, LEVELS]: the index of the paint it is, len(COLOURS) for none.
+    """Table of the objects' paints under this light, in all their shades, beside all that is no object."""
+    top, low = (np.asarray(colour) for colour in SKY[time])
+    sky = top + (low - top) * np.linspace(0, 1, 5)[:, None]
+    coats, legs = (np.asarray(list(colours.values())) * LIGHT[time] for colours in (COAT, LEGS))
+    others = np.concatenate([sky, _things(time), coats, legs, (coats + legs) / 2])
+    return _table([np.asarray(PAINT[name]) * LIGHT[time] * SHADES for name in COLOURS], others, time)
 
-    A pixel is the paint that it is nearest to under this light, in one of its shades, unless it is far from
-    all of them or nearer to something that is no object: sky, soil, rock, wood.
+
+@cache
+def _coats(time: str) -> np.ndarray:
+    """Table of the subjects' coats, beside what else their lane shows."""
+    return _table([np.asarray(COAT[name])[None] * LIGHT[time] for name in SUBJECTS], _things(time), time)
+
+
+def _table(kinds: list[np.ndarray], others: np.ndarray, time: str) -> np.ndarray:
+    """For every colour, [LEVELS, LEVELS, LEVELS]: the index of the kind that it is nearest to.
+
+    It is len(kinds) for colours that are far from all of them, or nearer to one of `others` [n, 3].
     """
+    near = np.stack([_distance(colours) for colours in kinds])
+    plain = near.min(0) > np.minimum(NEAR[time], _distance(others))
+    return np.where(plain, len(kinds), near.argmin(0)).astype(np.uint8)
+
+
+def _look_up(table: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """What a table says of pixels [..., 3] uint8: [...]."""
+    return table[tuple(np.moveaxis(pixels // (256 // LEVELS), -1, 0))]
+
+
+def _things(time: str) -> np.ndarray:
+    """[things, 3] levels of what is neither sky nor object, in the light and in shadow."""
+    things = np.asarray([*SOIL.values(), ROCK, WOOD, DARK]) * LIGHT[time]
+    return np.concatenate([things, 0.75 * things])
+
+
+def _distance(colours: np.ndarray) -> np.ndarray:
+    """[LEVELS, LEVELS, LEVELS] how far each colour is from the nearest of `colours` [n, 3]."""
     axis = (np.arange(LEVELS, dtype=np.float32) + 0.5) * 256 / LEVELS
     pixels = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1)
-
-    def distance(colours: np.ndarray) -> np.ndarray:
-        return np.min([np.linalg.norm(pixels - colour, axis=-1) for colour in colours.clip(0, 255)], 0)
-
-    paints = np.stack([distance(np.asarray(PAINT[name]) * LIGHT[time] * SHADES) for name in COLOURS])
-    top, low = (np.asarray(colour) for colour in SKY[time])
-    things = np.asarray([*SOIL.values(), ROCK, WOOD, DARK]) * LIGHT[time]
-    scenery = np.concatenate([top + (low - top) * np.linspace(0, 1, 5)[:, None], things, 0.75 * things])
-    plain = (paints.min(0) > NEAR[time]) | (paints.min(0) > distance(scenery))
-    return np.where(plain, len(COLOURS), paints.argmin(0)).astype(np.uint8)
+    return np.min([np.linalg.norm(pixels - colour, axis=-1) for colour in colours.clip(0, 255)], 0)
 
 
 def _runs(flags: np.ndarray, bridge: int) -> list[tuple[int, int]]:

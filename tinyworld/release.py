@@ -6,8 +6,12 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 
 from tinyworld.backbone import Backbone
+from tinyworld.captions import caption
 from tinyworld.corpus import held_out
+from tinyworld.world import draw_scene, draw_shot, meaning
 from utils.files import atomic, write_json
+
+CORPUS, CORPUS_CAPTIONS = 2_000_000, 128  # the first seed of the corpus's scenes, and how many there are
 
 
 def release_vae(vae: AutoencoderKLWan, folder: Path) -> None:
@@ -26,7 +30,13 @@ def release_backbone(backbone: Backbone, folder: Path) -> None:
 
 
 def release_prompts(count: int, first: tuple[int, ...], folder: Path) -> None:
-    """Write the captions of the held-out scenes, one a line, those numbered in `first` before the others."""
+    """Write the captions of the held-out scenes, those numbered in `first` before the others, and of the corpus.
+
+    The retrieval encoder's corpus is generated from captions of scenes that are neither trained on nor held out.
+    """
     order = [*first, *(i for i in range(count) if i not in first)]
     with atomic(folder / "checkpoints" / "tinyworld_prompts.txt") as temporary:
         temporary.write_text("".join(held_out(i).caption + "\n" for i in order))
+    captions = [caption(meaning(draw_scene(seed), draw_shot(seed))) for seed in range(CORPUS, CORPUS + CORPUS_CAPTIONS)]
+    with atomic(folder / "checkpoints" / "tinyworld_corpus_prompts.txt") as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in captions))

@@ -1,8 +1,12 @@
-"""Painting: a scene becomes one panorama, [HEIGHT, WIDTH, 3] uint8."""
+"""Painting: a scene becomes one panorama, [HEIGHT, WIDTH, 3] uint8; filming: a shot of it with the subject in it."""
+
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from tinyworld.world import CLIFF, HEIGHT, WIDTH, Scene, Sprite
+from tinyworld.training import digest
+from tinyworld.world import CLIFF, HEIGHT, VIEW, WIDTH, Scene, Shot, Sprite, draw_scene, draw_shot
 
 SAMPLES = 3  # sub-pixels a side: shapes are painted hard and then averaged, which smooths their edges
 
@@ -15,13 +19,18 @@ LIGHT = {"noon": (1.0, 1.0, 1.0), "dusk": (0.92, 0.78, 0.76), "night": (0.58, 0.
 SOIL = {"meadow": (98, 172, 74), "desert": (224, 184, 116), "snowfield": (222, 230, 240)}
 PAINT = {"red": (218, 44, 44), "yellow": (250, 208, 34), "blue": (44, 82, 226), "purple": (184, 56, 196)}
 ROCK, WOOD, DARK, GLOW = (112, 100, 96), (104, 70, 44), (52, 46, 58), (255, 226, 150)
+COAT = {"fox": (228, 112, 34), "wolf": (58, 64, 98)}
+LEGS = {"fox": (74, 42, 34), "wolf": (40, 44, 70)}
+TIP = {"fox": (246, 240, 230), "wolf": (40, 44, 70)}
+LANE = 50  # the row from which on the subject is painted, in front of everything
+GAITS, STRIDE = 8, 16  # positions of its legs, and the pixels of the way over which they repeat
 
 
 class Canvas:
     """A picture under work: `y`, `x` are pixel coordinates of every sub-pixel."""
 
-    def __init__(self):
-        self.y, self.x = np.mgrid[0 : HEIGHT * SAMPLES, 0 : WIDTH * SAMPLES].astype(np.float32) / SAMPLES
+    def __init__(self, height: int = HEIGHT, width: int = WIDTH):
+        self.y, self.x = np.mgrid[0 : height * SAMPLES, 0 : width * SAMPLES].astype(np.float32) / SAMPLES
         self.rgb = np.zeros((*self.x.shape, 3), np.float32)
 
     def near(self, x: float, reach: float) -> "Canvas":
@@ -37,8 +46,13 @@ class Canvas:
         self.rgb[mask] += alpha * (colour[mask] - self.rgb[mask])
 
     def pixels(self) -> np.ndarray:
-        rgb = self.rgb.reshape(HEIGHT, SAMPLES, WIDTH, SAMPLES, 3).mean((1, 3))
-        return rgb.clip(0, 255).round().astype(np.uint8)
+        return averaged(self.rgb).clip(0, 255).round().astype(np.uint8)
+
+
+def averaged(x: np.ndarray) -> np.ndarray:
+    """Sub-pixels [H * SAMPLES, W * SAMPLES, C] to pixels [H, W, C]."""
+    height, width = (size // SAMPLES for size in x.shape[:2])
+    return x.reshape(height, SAMPLES, width, SAMPLES, -1).mean((1, 3))
 
 
 def paint(scene: Scene) -> np.ndarray:
@@ -57,6 +71,68 @@ def paint(scene: Scene) -> np.ndarray:
             canvas.near(sprite.x, 24), sprite, np.asarray(PAINT[sprite.colour]) * light, light, scene.time == "night"
         )
     return canvas.pixels()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Painted scenes, [scenes, HEIGHT, WIDTH, 3] uint8: those of the seeds `first`, `first` + 1, ..."""
+
+    first: int
+    panoramas: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.panoramas)
+
+    def about(self) -> dict[str, str]:
+        """What a training state that depends on these scenes and on how they are filmed keeps of them."""
+        return {"world.scenes": digest([self.panoramas]), "world.videos": digest([self.film(0, draw_shot(0), 65)])}
+
+    def film(self, index: int, shot: Shot, frames: int) -> np.ndarray:
+        """[frames, HEIGHT, VIEW, 3] uint8 of the scene with this index."""
+        return film(self.panoramas[index], draw_scene(self.first + index), shot, frames)
+
+
+def film(panorama: np.ndarray, scene: Scene, shot: Shot, frames: int) -> np.ndarray:
+    """The first frames of a shot: the view cut out of the scene's panorama, the subject in front of it.
+
+    Args:
+        panorama: the scene, painted: [HEIGHT, WIDTH, 3] uint8.
+
+    Returns:
+        [frames, HEIGHT, VIEW, 3] uint8.
+    """
+    camera, heading, subject = shot.camera(frames), shot.heading(frames), shot.subject(frames)
+    columns = camera[:, None] + np.arange(VIEW)
+    video = np.ascontiguousarray(panorama[:, columns].transpose(1, 0, 2, 3))
+    gait = np.floor((camera + subject) * heading / STRIDE * GAITS).astype(int) % GAITS
+    for frame, x, facing, legs in zip(video, subject, heading, gait, strict=True):
+        left, part = divmod(round(x * SAMPLES), SAMPLES)
+        coat, cover = _subject(scene.subject, scene.time, int(facing), int(legs), part)
+        left -= cover.shape[1] // 2
+        behind = frame[LANE:, left : left + cover.shape[1]]
+        behind[:] = (behind * (1 - cover) + coat).round()
+    return video
+
+
+@cache
+def _subject(kind: str, time: str, heading: int, gait: int, part: int) -> tuple[np.ndarray, np.ndarray]:
+    """(colour times cover [HEIGHT - LANE, 32, 3], cover [.., 1]) of the animal, `part` sub-pixels to the right."""
+    canvas, light = Canvas(HEIGHT - LANE, 32), np.asarray(LIGHT[time], np.float32)
+    canvas.x = (canvas.x - 16 - part / SAMPLES) * heading  # it looks along x, and its middle is 0
+    canvas.rgb[:] = -1  # nothing there
+    coat, legs, tip = (np.asarray(colours[kind]) * light for colours in (COAT, LEGS, TIP))
+    for number, x in enumerate((-5.5, -3.5, 4.0, 6.0)):
+        swing = 2.2 * np.sin(2 * np.pi * (gait / GAITS + number * 0.3))
+        hip = (12 - canvas.y).clip(0, 5) / 5
+        canvas.fill((np.abs(canvas.x - x - swing * (1 - hip)) <= 1.0) & (canvas.y >= 6) & (canvas.y <= 12), legs)
+    canvas.fill(ellipse(canvas, -10.5, 5.0, 4.5, 1.8), coat)
+    canvas.fill(ellipse(canvas, -13, 4.6, 2.2, 1.6), tip)
+    canvas.fill(ellipse(canvas, 0, 5.8, 7.8, 3.0), coat)
+    canvas.fill(ellipse(canvas, 8.5, 4.2, 3.2, 2.6), coat)
+    canvas.fill(ellipse(canvas, 11.5, 5.0, 2.2, 1.2), coat)
+    canvas.fill(triangle(canvas, 7.5, 2.6, 1.5, 2.6), legs)
+    cover = canvas.rgb[..., :1] >= 0
+    return averaged(canvas.rgb * cover), averaged(cover.astype(np.float32))
 
 
 def _sky(canvas: Canvas, scene: Scene, rng: np.random.Generator) -> None:

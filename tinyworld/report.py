@@ -21,13 +21,13 @@ from tinyworld import judge, recall
 from tinyworld.context import BLOCK
 from tinyworld.corpus import Clip, held_out
 from tinyworld.vae import decode, encode, psnr, to_video
-from tinyworld.world import FPS
+from tinyworld.world import FPS, pixel_frames
 from utils.config import load_settings
 from utils.errors import UserError, run
 from utils.files import atomic, require_writable, write_json
 from wan.vae import load_vae
 
-PASS = judge.ONE_LATENT * judge.FIRST_PASS - 3  # pixel frames of the first pass
+PASS = pixel_frames(judge.FIRST_PASS)  # pixel frames of the first pass
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class ReportSettings:
     long_clips: int = 16
     long_frames: int = 120
     recall_clips: int = 64
-    recall_first: int = 39
-    recall_frames: int = 48
+    recall_first: int = 42
+    recall_frames: int = 51
     batch: int = 16
     seed: int = 0
     folder: str = "runs/tinyworld/report"
@@ -79,10 +79,11 @@ def main() -> None:
     def say(line: str) -> None:
         print(f"{time.monotonic() - started:4.0f} s  {line}", flush=True)
 
-    short = [held_out(i, 4 * settings.short_frames - 3) for i in range(settings.clips)]
-    long = [held_out(i, 4 * settings.long_frames - 3) for i in range(settings.long_clips)]
+    short = [held_out(i, pixel_frames(settings.short_frames)) for i in range(settings.clips)]
+    long = [held_out(i, pixel_frames(settings.long_frames)) for i in range(settings.long_clips)]
     codec = load_vae(Path(settings.model_root) / "tinyworld" / "vae")
-    frames, shared = 4 * settings.short_frames - 3, min(len(short), len(long))  # the long videos begin as short ones
+    frames = pixel_frames(settings.short_frames)
+    shared = min(len(short), len(long))  # the long videos begin as short ones
     long_again = [reconstruct(codec, clip.video) for clip in long]
     short_again = [video[:frames] for video in long_again[:shared]]
     short_again += [reconstruct(codec, clip.video) for clip in short[shared:]]
@@ -188,6 +189,7 @@ def long_run(video: np.ndarray, clip: Clip) -> dict[str, float | None]:
         **journey.revisits(),
         "objects kept": kept / due if due else None,
         "objects kept in view": in_view / seen if seen else None,
+        "subject kept": journey.subject_kept(clip.meaning.subject),
         "ground and time kept": float(judge.setting(video[-FPS:]) == (clip.meaning.ground, clip.meaning.time)),
     }
 

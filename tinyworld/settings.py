@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from tinyworld.context import BLOCK
+from utils.errors import UserError
+
 
 @dataclass(frozen=True)
 class WorldSettings:
@@ -42,10 +45,10 @@ class VaeSettings:
 
 @dataclass(frozen=True)
 class LatentSettings:
-    """`clips` of `frames` latent frames (a whole way there and back), and `starts` of `start_frames`."""
+    """`clips` of `frames` latent frames, a training sequence's and some to spare, and `starts` of `start_frames`."""
 
     clips: int = 960
-    frames: int = 49
+    frames: int = 64
     starts: int = 1280
     start_frames: int = 12
     batch: int = 8
@@ -148,3 +151,10 @@ class TrainSettings:
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     fewstep: FewStepSettings = field(default_factory=FewStepSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
+
+    def __post_init__(self) -> None:
+        most = BLOCK * max(self.backbone.start_blocks, self.fewstep.start_blocks)
+        for name, have, due in (("frames", self.latents.frames, self.backbone.frames),
+                                ("start_frames", self.latents.start_frames, most)):  # fmt: skip
+            if have < due:
+                raise UserError(f"latents.{name} is {have}; the training sequences need at least {due}")

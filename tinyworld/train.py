@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
@@ -48,8 +47,8 @@ def train(settings: TrainSettings) -> None:
 
 
 def _codec(settings: TrainSettings, work: Path) -> AutoencoderKLWan:
-    panoramas, held_out = np.load(work / "panoramas.npy", mmap_mode="r"), np.load(work / "held_out.npy")
-    codec = vae.train(settings.vae, panoramas, held_out, work, settings.seed)
+    scenes = (corpus.gallery(work, name) for name in ("panoramas", "held_out"))
+    codec = vae.train(settings.vae, *scenes, work, settings.seed)
     true = [corpus.held_out(i, 17).video for i in range(3)]
     again = [report.reconstruct(codec, video) for video in true]
     report.sheet(work / "vae_sheet.png", len(true), true, again, seconds=(0, 1))
@@ -69,7 +68,8 @@ def train_encoder(settings: TrainSettings, work: Path, export: Path) -> None:
     run_module(
         "generate_latent", "configs/tinyworld_generate_latent.yaml", f"model_root={export}/wan_models",
         f"generator_ckpt={export}/checkpoints/tinyworld.safetensors", f"output_folder={work}/corpus",
-        f"seed={settings.seed}", *settings.encoder.corpus,
+        f"data_path={export}/checkpoints/tinyworld_corpus_prompts.txt", f"seed={settings.seed}",
+        *settings.encoder.corpus,
     )  # fmt: skip
     run_module(
         "ae.train", "configs/tinyworld_ae.yaml", f"data_dir={work}/corpus", f"log_dir={work}", "tag=encoder",

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLWan
 
 from tinyworld.corpus import held_out, normalised
 from tinyworld.vae import encode, to_video
-from tinyworld.world import VIEW
+from tinyworld.world import ONE_LATENT, VIEW, pixel_frames
 from utils.errors import run
 from utils.files import write_json
 from utils.tensors import save_tensors
@@ -22,10 +22,11 @@ def main() -> None:
     args = parser.parse_args()
     vae = AutoencoderKLWan.from_pretrained(args.vae).eval()
     for index in range(args.clips):
-        clip = held_out(index, 4 * args.frames - 3)
+        clip = held_out(index, pixel_frames(args.frames))
         latents = encode(vae, to_video(clip.video[None]))[0].transpose(0, 1)  # [F, C, h, w]
         path = Path(args.folder) / f"latent_{index:06d}.pt"
-        write_json(path.with_suffix(".truth.json"), {"camera": clip.camera[::4].tolist(), "view": VIEW, "loop": None})
+        camera = clip.camera[::ONE_LATENT].tolist()
+        write_json(path.with_suffix(".truth.json"), {"camera": camera, "view": VIEW, "loop": None})
         save_tensors(path, normalised(vae, latents).bfloat16())
 
 

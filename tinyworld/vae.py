@@ -9,9 +9,11 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch.nn.functional import l1_loss, mse_loss
 
+from tinyworld.captions import DIRECTIONS
+from tinyworld.render import Gallery
 from tinyworld.settings import VaeSettings, VaeStage
-from tinyworld.training import Checkpoint, Log, Pair, digest, generator, noise, told
-from tinyworld.world import HEIGHT, TRAVEL, VIEW, Shot, film
+from tinyworld.training import Checkpoint, Log, Pair, generator, noise, told
+from tinyworld.world import HEIGHT, TRAVEL, VIEW, Shot
 
 PATCH = 2
 
@@ -33,14 +35,12 @@ def build(settings: VaeSettings) -> AutoencoderKLWan:
     )
 
 
-def train(
-    settings: VaeSettings, panoramas: np.ndarray, held_out: np.ndarray, folder: Path, seed: int
-) -> AutoencoderKLWan:
-    """Train on clips cut from panoramas, [scenes, HEIGHT, WIDTH, 3] uint8; resumes from `folder`."""
+def train(settings: VaeSettings, gallery: Gallery, held_out: Gallery, folder: Path, seed: int) -> AutoencoderKLWan:
+    """Train on clips of painted scenes; resumes from `folder`."""
     torch.manual_seed(seed)
     vae = build(settings).train()
     optimizer = _optimizer(vae)
-    about = {"seed": seed, **told("vae", settings), "world.scenes": digest([panoramas])}
+    about = {"seed": seed, **told("vae", settings), **gallery.about()}
     del about["vae.check_clips"]
     checkpoint = Checkpoint(folder / "vae.pt", {"model": vae, "optimizer": optimizer}, about, grows="vae.stages")
     log, done, first = Log(folder / "vae.csv"), checkpoint.resume(), 0
@@ -50,7 +50,7 @@ def train(
             part = (step - first) / max(stage.steps - 1, 1)
             lr = stage.lr * (stage.lr_end / stage.lr) ** part
             rng = generator(seed, 10, step)
-            clips = [_crop(draw_clip(panoramas, stage.frames, rng), stage, rng) for _ in range(stage.batch)]
+            clips = [_crop(draw_clip(gallery, stage.frames, rng), stage, rng) for _ in range(stage.batch)]
             loss, mse = _loss(vae, to_video(np.stack(clips)), stage, rng)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -70,12 +70,11 @@ def train(
     return vae
 
 
-def reconstruction(vae: AutoencoderKLWan, panoramas: np.ndarray, seed: int, clips: int, frames: int = 65) -> float:
+def reconstruction(vae: AutoencoderKLWan, gallery: Gallery, seed: int, clips: int, frames: int = 65) -> float:
     """PSNR in dB of whole views over clips of held-out scenes, averaged over clips, latents exact."""
     each = []
     for i in range(clips):
-        scene = i % len(panoramas)
-        video = to_video(draw_clip(panoramas[scene : scene + 1], frames, generator(seed, 11, i))[None])
+        video = to_video(draw_clip(gallery, frames, generator(seed, 11, i), i % len(gallery))[None])
         each.append(psnr(mse_loss(decode(vae, encode(vae, video)).clamp(-1, 1), video).item()))
     return float(np.mean(each))
 
@@ -85,10 +84,16 @@ def psnr(mse: float) -> float:
     return 10 * np.log10(4 / max(mse, 1e-12))
 
 
-def draw_clip(panoramas: np.ndarray, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """A clip of a random scene from a random place of the camera's way, turns included: [frames, HEIGHT, VIEW, 3]."""
-    shot = Shot(int(rng.integers(0, TRAVEL + 1)), str(rng.choice(["left", "right"])))
-    return film(panoramas[rng.integers(len(panoramas))], shot.camera(frames))
+def draw_clip(gallery: Gallery, frames: int, rng: np.random.Generator, index: int | None = None) -> np.ndarray:
+    """A clip of a scene, a random one if none is told, from a random place of a camera's way, turns included.
+
+    Returns:
+        [frames, HEIGHT, VIEW, 3] uint8.
+    """
+    if index is None:
+        index = int(rng.integers(len(gallery)))
+    shot = Shot(int(rng.integers(TRAVEL + 1)), str(rng.choice(DIRECTIONS)), int(rng.integers(2**31)))
+    return gallery.film(index, shot, frames)
 
 
 def to_video(clips: np.ndarray) -> torch.Tensor:

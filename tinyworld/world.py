@@ -1,16 +1,23 @@
-"""The world: scenes drawn from a seed, the camera's path, and the truth of every frame."""
+"""The world: scenes drawn from a seed, the camera's and the subject's ways, and the truth of every frame."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from tinyworld.captions import COLOURS, DIRECTIONS, GROUNDS, KINDS, TIMES, Meaning
+from tinyworld.captions import COLOURS, DIRECTIONS, GROUNDS, KINDS, SUBJECTS, TIMES, Meaning
 
 HEIGHT, VIEW, WIDTH = 64, 96, 288  # pixels: the view is HEIGHT x VIEW, the scene HEIGHT x WIDTH
 CLIFF = 22  # pixels of rock that close the scene at each end: where the camera turns
 TRAVEL = WIDTH - VIEW
-SPEED = 2  # pixels a frame of the camera
 FPS = 16
+ONE_LATENT = 4  # pixel frames
+PACES = {2: (8, 15), 1: (4, 9)}  # of the camera, pixels a frame -> for how many latent frames it lasts, end excluded
+SWAY = 18  # pixels that the subject runs ahead of the middle of the view and falls behind it
+
+
+def pixel_frames(latent_frames: int) -> int:
+    """Pixel frames of a video of so many latent frames: the first stands for one, every other for ONE_LATENT."""
+    return ONE_LATENT * (latent_frames - 1) + 1
 
 
 @dataclass(frozen=True)
@@ -31,22 +38,47 @@ class Scene:
     seed: int
     ground: str
     time: str
+    subject: str
     horizon: float
     sprites: tuple[Sprite, ...]
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A camera's way over a scene: where it starts, and which way it goes."""
+    """A camera's way over a scene, and that of the animal it follows: where it starts, and which way it goes.
+
+    `seed` decides the pace, which changes every few seconds, and how the animal keeps up. Every method gives
+    one number for each of so many pixel frames; a longer shot starts as a shorter one.
+    """
 
     start: int
     direction: str
+    seed: int
 
     def camera(self, frames: int) -> np.ndarray:
-        """Left edge of the view for each frame, [frames], in pixels: back and forth between 0 and TRAVEL."""
+        """[frames] pixels, left edge of the view: back and forth between 0 and TRAVEL."""
+        return TRAVEL - np.abs(self._phase(frames) - TRAVEL)
+
+    def heading(self, frames: int) -> np.ndarray:
+        """[frames] 1 where the camera goes to the right, -1 where it goes to the left."""
+        return np.where(self._phase(frames) < TRAVEL, 1, -1)
+
+    def subject(self, frames: int) -> np.ndarray:
+        """[frames] pixels, the middle of the animal in the view: never as fast there as the camera, so it runs on."""
+        rng = np.random.default_rng([self.seed, 6])
+        period, phase = FPS * rng.uniform(8, 14), rng.uniform(0, 2 * np.pi)
+        return VIEW / 2 + SWAY * np.sin(2 * np.pi * np.arange(frames) / period + phase)
+
+    def _phase(self, frames: int) -> np.ndarray:
+        """[frames] pixels along the way there and back again, 0 to 2 TRAVEL."""
+        rng, paces = np.random.default_rng([self.seed, 5]), list(PACES)
+        quick, pace = rng.random() < 0.65, np.zeros(1, int)  # the share of the time at the quicker pace
+        while len(pace) < frames:
+            now = paces[0] if quick else paces[1]
+            pace = np.append(pace, np.full(ONE_LATENT * rng.integers(*PACES[now]), now))
+            quick = not quick
         way = self.start if self.direction == "right" else 2 * TRAVEL - self.start
-        phase = (way + SPEED * np.arange(frames)) % (2 * TRAVEL)
-        return TRAVEL - np.abs(phase - TRAVEL)
+        return (way + pace[:frames].cumsum()) % (2 * TRAVEL)
 
 
 def draw_scene(seed: int) -> Scene:
@@ -62,37 +94,24 @@ def draw_scene(seed: int) -> Scene:
         x = CLIFF + slot * (i + 0.5) + rng.uniform(-0.5, 0.5) * (slot - 36)
         foot = rng.uniform(30, 37) if kind == "balloon" else horizon + rng.uniform(3, 9)
         sprites.append(Sprite(kind, colour, x, foot, rng.uniform(0.88, 1.15)))
-    return Scene(seed, str(rng.choice(GROUNDS)), str(rng.choice(TIMES)), horizon, tuple(sprites))
+    ground, time, subject = (str(rng.choice(names)) for names in (GROUNDS, TIMES, SUBJECTS))
+    return Scene(seed, ground, time, subject, horizon, tuple(sprites))
 
 
 def draw_shot(seed: int) -> Shot:
     """The shot that belongs to a seed: it starts within a few pixels of either end, so no phase is special."""
     rng = np.random.default_rng([seed, 2])
-    direction, offset = str(rng.choice(DIRECTIONS)), SPEED * int(rng.integers(0, 8))
-    return Shot(offset if direction == "right" else TRAVEL - offset, direction)
+    direction, offset = str(rng.choice(DIRECTIONS)), int(rng.integers(0, 16))
+    return Shot(offset if direction == "right" else TRAVEL - offset, direction, seed)
 
 
 def meaning(scene: Scene, shot: Shot) -> Meaning:
     """What the caption of this shot says: objects in their order of appearance."""
     order = sorted(scene.sprites, key=lambda sprite: sprite.x, reverse=shot.direction == "left")
     objects = tuple((sprite.colour, sprite.kind) for sprite in order)
-    return Meaning(scene.ground, scene.time, shot.direction, objects)
+    return Meaning(scene.ground, scene.time, scene.subject, shot.direction, objects)
 
 
 def visible(scene: Scene, camera: float, margin: float = 10.0) -> list[Sprite]:
     """The objects whose centre lies in the view, at least `margin` pixels from its sides."""
     return [sprite for sprite in scene.sprites if camera + margin <= sprite.x <= camera + VIEW - margin]
-
-
-def film(panorama: np.ndarray, camera: np.ndarray) -> np.ndarray:
-    """Cut the view out of a panorama for every camera position.
-
-    Args:
-        panorama: [HEIGHT, WIDTH, 3] uint8.
-        camera: [frames] pixels.
-
-    Returns:
-        [frames, HEIGHT, VIEW, 3] uint8.
-    """
-    columns = camera[:, None] + np.arange(VIEW)
-    return panorama[:, columns].transpose(1, 0, 2, 3)
