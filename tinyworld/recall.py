@@ -236,12 +236,11 @@ def uncovered(camera: np.ndarray, before: np.ndarray) -> np.ndarray:
 
 
 def summary(errors: Errors) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Difference]]]:
-    """(mean error of each condition, paired differences of the true place to each of the others)."""
+    """(mean error of each condition, paired differences: the true place to each of the others, rule to rule)."""
     means = {name: {part: estimate(parts[part].values()) for part in PARTS} for name, parts in errors.items()}
-    pairs = {f"true place - {name}": (name, "true place") for name in CONDITIONS if name != "true place"}
-    found = {
-        name: {part: compare(errors[a][part], errors[b][part]) for part in PARTS} for name, (a, b) in pairs.items()
-    }
+    pairs = [(name, "true place") for name in CONDITIONS if name != "true place"]
+    pairs.append(("most similar", "around the most similar"))
+    found = {f"{b} - {a}": {part: compare(errors[a][part], errors[b][part]) for part in PARTS} for a, b in pairs}
     return means, found
 
 
