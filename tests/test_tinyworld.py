@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from pipeline.context import Layout, RetrievedMemory, SlidingWindow
 from pipeline.kv_cache import KVCache
-from tinyworld import backbone, judge, plans, report
+from tinyworld import backbone, judge, plans, report, sight
 from tinyworld.backbone import Backbone, forward
 from tinyworld.captions import COLOURS, DIRECTIONS, GROUNDS, KINDS, SUBJECTS, TIMES, Meaning, caption, parse
 from tinyworld.context import BlockPlan
@@ -107,7 +107,7 @@ def test_the_subject_runs_in_its_lane_ahead_of_the_camera_and_behind_it():
     assert np.ptp(middles) > 24
     right, left = (_subject("fox", "noon", facing, 0, 0)[1] for facing in (1, -1))
     assert np.abs(right[:, ::-1] - left).mean() < 0.05 < np.abs(right - left).mean()
-    assert set(judge.subjects(bare, clip.scene.time)) == {None}
+    assert set(sight.subjects(bare, clip.scene.time)) == {None}
 
 
 def test_a_seed_gives_the_same_video_and_another_seed_another():

@@ -19,7 +19,7 @@ from pipeline.config import load_config
 from pipeline.memory import RamTier
 from pipeline.retrieval import SELECTIONS
 from tests.miniature import make_family
-from tinyworld import benchmark, judge, recall, report
+from tinyworld import benchmark, judge, recall, report, sight
 from tinyworld.corpus import held_out
 from tinyworld.judge import FIRST_PASS, WHOLE, Journey
 from tinyworld.render import paint
@@ -62,7 +62,7 @@ def test_the_track_is_the_true_way_and_a_frame_is_located_in_its_scene(clips):
         camera = clip.shot.camera(477)
         assert (Journey(clip.video).track == camera[::4] - camera[0]).all()
     panorama = paint(clips[0].scene)
-    assert [judge.locate(clips[0].video[i], panorama) for i in (0, 50)] == list(clips[0].shot.camera(477)[[0, 50]])
+    assert [sight.locate(clips[0].video[i], panorama) for i in (0, 50)] == list(clips[0].shot.camera(477)[[0, 50]])
 
 
 def test_what_returns_in_a_true_video_has_been_away_for_a_window_and_is_the_same(clips):

@@ -33,6 +33,7 @@ from pipeline.retrieval import DESCRIPTORS, SELECTIONS
 from tinyworld import judge
 from tinyworld.context import BLOCK
 from tinyworld.corpus import Clip, held_out
+from tinyworld.sight import setting
 from tinyworld.world import FPS, ONE_LATENT, pixel_frames
 from utils.config import choose, load_settings, to_dict
 from utils.errors import UserError, run
@@ -265,7 +266,7 @@ def measure(video: np.ndarray, clip: Clip) -> dict[str, float | None]:
         "objects in the first pass": looks,
         "colours in the first pass": colours,
         "subject kept": journey.subject_kept(clip.meaning.subject),
-        "ground and time kept": float(judge.setting(video[-FPS:]) == (clip.meaning.ground, clip.meaning.time)),
+        "ground and time kept": float(setting(video[-FPS:]) == (clip.meaning.ground, clip.meaning.time)),
         "motion plausible": float(journey.moves_plausibly().mean()),
         "camera as trained": float(journey.moves_as_trained(clip.shot).mean()),
         "drift": drift(video),

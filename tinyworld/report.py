@@ -20,6 +20,7 @@ from pipeline.pipeline import Sample
 from tinyworld import judge, recall
 from tinyworld.context import BLOCK
 from tinyworld.corpus import Clip, held_out
+from tinyworld.sight import setting
 from tinyworld.vae import decode, encode, psnr, to_video
 from tinyworld.world import FPS, pixel_frames
 from utils.config import load_settings
@@ -190,7 +191,7 @@ def long_run(video: np.ndarray, clip: Clip) -> dict[str, float | None]:
         "objects kept": kept / due if due else None,
         "objects kept in view": in_view / seen if seen else None,
         "subject kept": journey.subject_kept(clip.meaning.subject),
-        "ground and time kept": float(judge.setting(video[-FPS:]) == (clip.meaning.ground, clip.meaning.time)),
+        "ground and time kept": float(setting(video[-FPS:]) == (clip.meaning.ground, clip.meaning.time)),
     }
 
 
