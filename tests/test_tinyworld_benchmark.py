@@ -117,6 +117,18 @@ def test_a_camera_that_stands_still_or_goes_the_other_way_is_no_trained_motion(c
     assert mirrored.moves_plausibly().all()
 
 
+def test_a_cut_or_a_halt_at_the_scenes_end_is_no_trained_motion(clips):
+    def judged(*steps: int) -> list[bool]:
+        journey = Journey(clips[0].video[:1])
+        journey.__dict__["steps"] = np.array(steps)  # as if the video had moved so
+        return journey.moves_as_trained(clips[0].shot).tolist()
+
+    there, back = [8] * 22, [-8] * 8
+    assert all(judged(*there, 2, *back))
+    assert judged(*there, -14, *back) == [True] * 22 + [False] + [True] * 8
+    assert judged(*there, 0, 0, 0, *back) == [True] * 22 + [False] * 3 + [True] * 8
+
+
 def test_a_short_and_an_empty_looking_video_are_judged_without_a_division_by_zero():
     clip = held_out(0, 477)
     for video in (clip.video[:9], np.full_like(clip.video, 128)):
