@@ -44,7 +44,7 @@ def attend(q, k, v):
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-6)])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.booleans().flatmap(lambda memory: layouts(memory=memory)), st.booleans(), st.randoms(use_true_random=False))
 def test_the_cache_equals_the_plain_way_for_any_layout(dtype, bound, layout, switch, random):
     """Keys and values to the last bit, but for the order of retrieved frames; attention within the type's rounding."""
@@ -237,7 +237,7 @@ def plainly_most_alike(index: Retrieval, frames: list[int]) -> tuple[int, int]:
     return max(combinations(range(len(frames)), 2), key=lambda pair: likeness[pair].item())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**31), st.integers(2, 12), st.booleans())
 def test_the_most_alike_frames_are_those_that_comparing_all_of_them_finds(seed, capacity, frozen):
     """A full bank that drops by redundancy, where a frozen video makes many frames exactly alike."""

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from einops import rearrange, repeat
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
+from tinyworld.captions import COLOURS, KINDS
 from tinyworld.context import BLOCK, BlockPlan, TeacherForcing, groups
 from tinyworld.corpus import Corpus
 from tinyworld.mixed import mix
@@ -22,12 +24,17 @@ from tinyworld.training import Checkpoint, Log, Pair, digest, generator, noise, 
 from wan.model import CausalWanModel
 from wan.params import WanParams
 
-KINDS = ("start", "native", "latentmem")
+STEPS = ("start", "native", "latentmem")
+LOOK = (len(COLOURS) + 1, len(KINDS) + 1)  # how many there are of each, with none
 SHIFT = 5.0  # of the noise levels, as the sampler has it
 
 
 class Backbone(nn.Module):
-    """The transformer and its text encoder, trained together."""
+    """The transformer and its text encoder, trained together, and a readout that serves the training only.
+
+    `ahead` reads what comes next off the middle of the transformer, at every token: what the caption names
+    after what is in view is three lookups away, which the error of the picture alone hardly teaches.
+    """
 
     def __init__(self, settings: BackboneSettings, channels: int) -> None:
         super().__init__()
@@ -35,6 +42,8 @@ class Backbone(nn.Module):
         self.model = CausalWanModel(**sizes, in_dim=channels, out_dim=channels)
         nn.init.zeros_(self.model.head.head.weight)
         self.text = TextEncoder(settings.text_dim, settings.text_layers, settings.text_len)
+        self.ahead = nn.Sequential(nn.RMSNorm(settings.dim), nn.Linear(settings.dim, sum(LOOK) + 1))
+        nn.init.zeros_(self.ahead[1].weight)
 
 
 @dataclass(frozen=True)
@@ -45,12 +54,13 @@ class Batch:
     frames: np.ndarray  # [F] indices into the videos
     clean: torch.Tensor  # [B, F, C, h, w]
     plans: list[BlockPlan]
+    ahead: torch.Tensor  # [B, blocks, 3] what comes next as each block begins, see `world.ahead`
 
 
 def train(settings: BackboneSettings, corpora: list[Corpus], folder: Path, seed: int) -> Backbone:
     """Train on [long clips, starts]; resumes from `folder`. Returns the averaged weights."""
     torch.manual_seed(seed)
-    backbone = Backbone(settings, corpora[0].latents.shape[2])
+    backbone = Backbone(settings, corpora[0].latents.shape[2]).to(corpora[0].latents.device)
     if settings.mixed:
         mix(backbone.model.blocks)
 
@@ -82,7 +92,7 @@ def optimise(
     optimizer = _optimizer(backbone)
     parts = {"backbone": backbone, "average": average, "optimizer": optimizer}
     checkpoint = Checkpoint(name.with_suffix(".pt"), parts, about)
-    log, recent, started = Log(name.with_suffix(".csv")), {kind: [] for kind in KINDS}, time.monotonic()
+    log, recent, started = Log(name.with_suffix(".csv")), {kind: [] for kind in STEPS}, time.monotonic()
     for step in range(checkpoint.resume(), steps):
         kind, value = loss(step)
         value.backward()
@@ -94,7 +104,7 @@ def optimise(
         if step % 50 == 49 or step + 1 == steps:
             means = {name: float(np.mean(values or [np.nan])) for name, values in recent.items()}
             log.write(step + 1, **means, seconds=(time.monotonic() - started) / sum(map(len, recent.values())))
-            recent, started = {name: [] for name in KINDS}, time.monotonic()
+            recent, started = {name: [] for name in STEPS}, time.monotonic()
         checkpoint.save(step + 1)
     checkpoint.save(steps, force=True)
     log.draw()
@@ -102,20 +112,22 @@ def optimise(
 
 
 def draw_batch(settings: BackboneSettings, corpora: list[Corpus], rng: np.random.Generator) -> tuple[str, Batch]:
-    """A step's kind, one of KINDS, and its batch: how videos start, or later stretches under either policy."""
-    kind = str(rng.choice(KINDS, p=settings.kinds))
+    """A step's kind, one of STEPS, and its batch: how videos start, or later stretches under either policy."""
+    kind = str(rng.choice(STEPS, p=settings.kinds))
     long, starts = corpora
     if kind == "start":
         corpus, count, frames = starts, settings.start_batch, np.arange(BLOCK * settings.start_blocks)
     else:
         corpus, count, frames = long, settings.batch, draw_sequence(settings, rng)
     picks = rng.integers(0, len(corpus), count)
-    latents, camera = zip(*(corpus.clip(int(pick), frames) for pick in picks), strict=True)
+    inside = corpus.inside(frames)
+    clean = corpus.latents[torch.from_numpy(picks)[:, None], torch.from_numpy(inside)].float()
     like_native = kind == "native" or (kind == "start" and rng.random() < 0.5)
-    plans = native(frames, count) if like_native else latentmem(frames, np.stack(camera), settings, rng)
+    plans = native(frames, count) if like_native else latentmem(frames, corpus.camera[picks][:, inside], settings, rng)
+    ahead = corpus.ahead[picks][:, np.maximum(inside[::BLOCK] - 1, 0)]
     dropped = rng.random(count) < settings.caption_dropout
     captions = ["" if drop else corpus.captions[pick] for drop, pick in zip(dropped, picks, strict=True)]
-    return kind, Batch(captions, frames, torch.stack(latents), plans)
+    return kind, Batch(captions, frames, clean, plans, torch.from_numpy(ahead).to(clean.device))
 
 
 def draw_noisy(
@@ -129,15 +141,16 @@ def draw_noisy(
     s = rng.uniform(lowest, 1, (len(clean), copies, clean.shape[1] // BLOCK))
     s[rng.random(s.shape) < full_noise] = 1.0
     sigma = torch.from_numpy(SHIFT * s / (1 + (SHIFT - 1) * s)).float().clamp_min(1e-3)
-    sigma = repeat(sigma, "b c s -> b c (s f) 1 1 1", f=BLOCK)
-    fresh = noise(rng, len(clean), copies, *clean.shape[1:])
+    sigma = repeat(sigma, "b c s -> b c (s f) 1 1 1", f=BLOCK).to(clean.device)
+    fresh = noise(rng, len(clean), copies, *clean.shape[1:]).to(clean.device)
     return (1 - sigma) * clean.unsqueeze(1) + sigma * fresh, sigma, fresh - clean.unsqueeze(1)
 
 
 def blurred(clean: torch.Tensor, settings: BackboneSettings, rng: np.random.Generator) -> torch.Tensor:
     """Context as a rollout may have it: a little noise of a random strength on every block."""
     strength = torch.from_numpy(rng.random((len(clean), clean.shape[1] // BLOCK))).float() * settings.context_noise
-    return clean + repeat(strength, "b s -> b (s f) 1 1 1", f=BLOCK) * noise(rng, *clean.shape)
+    fuzz = repeat(strength, "b s -> b (s f) 1 1 1", f=BLOCK) * noise(rng, *clean.shape)
+    return clean + fuzz.to(clean.device)
 
 
 def teacher_forcing_loss(
@@ -155,15 +168,39 @@ def teacher_forcing_loss(
     guidance of scale 1 / (1 - g), at the price of one forward a step.
     """
     noisy, sigma, target = draw_noisy(batch.clean, settings.copies, settings.full_noise, rng)
+    hidden: list[torch.Tensor] = []  # of each run of blocks [B, 1 + copies, tokens of its frames, dim]
+    middle = backbone.model.blocks[len(backbone.model.blocks) // 2]
+    tap = middle.register_forward_hook(lambda _, __, x: hidden.append(x.unflatten(1, (1 + settings.copies, -1))))
     flow = forward(backbone, batch.captions, context, noisy, sigma, batch.plans)
+    tap.remove()
     if guidance:
         with torch.no_grad():
             target = target + guidance * (
                 flow - forward(backbone, [""] * len(context), context, noisy, sigma, batch.plans)
             )
     follows = np.diff(batch.frames, prepend=-1)[::BLOCK] == 1  # the first block after a gap cannot know where it is
-    weight = (4 * sigma.square()).clamp_max(1.0) * torch.from_numpy(follows.repeat(BLOCK))[:, None, None, None]
-    return (weight * (flow - target).square()).mean()
+    follows = torch.from_numpy(follows).to(flow.device)
+    weight = (4 * sigma.square()).clamp_max(1.0) * follows.repeat_interleave(BLOCK)[:, None, None, None]
+    error = (weight * (flow - target).square()).mean()
+    told = torch.tensor([[bool(caption)] for caption in batch.captions], device=flow.device) & follows  # [B, blocks]
+    return error + settings.ahead * _ahead_loss(backbone, torch.cat(hidden, 2), batch.ahead, told)
+
+
+def _ahead_loss(backbone: Backbone, hidden: torch.Tensor, ahead: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the next object's colour and kind, and square error of the way to the turn, at every token.
+
+    Args:
+        hidden: [B, copies, tokens, dim] of the middle of the transformer.
+        ahead: [B, blocks, 3] see `world.ahead`.
+        told: [B, blocks] where it can be known.
+    """
+    hidden = rearrange(hidden, "b c (s t) d -> b s (c t) d", s=told.shape[1])
+    *looks, turn = backbone.ahead(hidden).split((*LOOK, 1), -1)  # each [B, blocks, tokens, choices]
+    due = repeat(ahead, "b s three -> three b s t", t=hidden.shape[2])
+    error = (turn[..., 0] - due[2]).square()
+    for look, right in zip(looks, due[:2].long(), strict=True):
+        error = error + cross_entropy(look.movedim(-1, 1), right, reduction="none")
+    return (error.mean(2) * told).sum() / told.sum().clamp_min(1)
 
 
 def forward(
@@ -177,10 +214,10 @@ def forward(
     """Flow of every noisy copy [B, copies, F, C, h, w], each block in the clean context [B, F, C, h, w] of its plan."""
     model = backbone.model
     _, ph, pw = model.config.patch_size
-    context = TeacherForcing(clean.shape[-2] // ph, clean.shape[-1] // pw, model.params.head_dim)
+    context = TeacherForcing(clean.shape[-2] // ph, clean.shape[-1] // pw, model.params.head_dim, clean.device)
     copies = noisy.shape[1]
     t = torch.cat(
-        [torch.zeros(len(clean), 1, clean.shape[1]), 1000 * sigma.flatten(3)[..., 0]], 1
+        [torch.zeros(len(clean), 1, clean.shape[1], device=clean.device), 1000 * sigma.flatten(3)[..., 0]], 1
     )  # [B, 1 + copies, F]
     x = torch.cat([clean.unsqueeze(1), noisy], 1)
     flows = []

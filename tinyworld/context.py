@@ -47,17 +47,19 @@ class TeacherForcing:
     Args:
         height, width: of a frame, in tokens.
         head_dim: channels of a head.
+        device: of the keys and values.
     """
 
-    def __init__(self, height: int, width: int, head_dim: int) -> None:
-        self.grid, self.head_dim = (height, width), head_dim
+    def __init__(self, height: int, width: int, head_dim: int, device: torch.device) -> None:
+        self.grid, self.head_dim, self.device = (height, width), head_dim, device
         self.store: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # per layer: k, v of the clean frames so far
 
     def begin(self, plans: Sequence[BlockPlan], copies: int) -> None:
         """Set the blocks of the next forward: frames [clean | copy 1 | ...], each all blocks of the group."""
         self.blocks, self.copies = len(plans), copies
-        self.index = torch.from_numpy(np.stack([plan.context for plan in plans], 1))  # [B, blocks, context]
-        tables = [rope_table(plan.positions, *self.grid, self.head_dim) for plan in plans]
+        index = np.stack([plan.context for plan in plans], 1)  # [B, blocks, context]
+        self.index = torch.from_numpy(index).to(self.device)
+        tables = [rope_table(plan.positions, *self.grid, self.head_dim, self.device) for plan in plans]
         cos, sin = (torch.stack(parts) for parts in zip(*tables, strict=True))  # [blocks, T, 1, head_dim / 2]
         own = BLOCK * self.grid[0] * self.grid[1]
         self.own_table = (cos[:, -own:], sin[:, -own:])
@@ -83,5 +85,5 @@ class TeacherForcing:
             past_k, past_v = self.store[layer]
             k, v = torch.cat([past_k, k], 1), torch.cat([past_v, v], 1)
         self.store[layer] = (k, v)
-        sample = torch.arange(len(k))[:, None, None]
+        sample = torch.arange(len(k), device=k.device)[:, None, None]
         return tuple(rearrange(x[sample, self.index], "b s f p n d -> b s (f p) n d") for x in (k, v))

@@ -14,7 +14,7 @@ from tinyworld.render import Gallery, film, paint
 from tinyworld.settings import LatentSettings, WorldSettings
 from tinyworld.training import Checkpoint, digest
 from tinyworld.vae import encode, to_video
-from tinyworld.world import HEIGHT, ONE_LATENT, VIEW, Scene, Shot, draw_scene, draw_shot, meaning, pixel_frames
+from tinyworld.world import HEIGHT, ONE_LATENT, VIEW, Scene, Shot, ahead, draw_scene, draw_shot, meaning, pixel_frames
 from utils.errors import UserError
 from utils.files import atomic
 from wan.vae import normalisation
@@ -76,28 +76,29 @@ class Corpus:
     """Encoded clips.
 
     Attributes:
-        latents: [clips, F, C, h, w] bfloat16, normalised per channel.
+        latents: [clips, F, C, h, w] bfloat16, normalised per channel, on the device to train on.
         camera: [clips, F] pixels, left edge of the view at each latent's last frame.
+        ahead: [clips, F, 3] what the camera comes to next at each latent's last frame, see `world.ahead`.
         captions: one a clip.
     """
 
     latents: torch.Tensor
     camera: np.ndarray
+    ahead: np.ndarray
     captions: list[str]
 
     def __len__(self) -> int:
         return len(self.captions)
 
-    def clip(self, index: int, frames: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """Latents [len(frames), C, h, w] float32 and camera [len(frames)] of a first block and a later stretch.
+    def inside(self, frames: np.ndarray) -> np.ndarray:
+        """Indices into an encoded clip for a first block and a later stretch, [frames] indices into a video.
 
-        A stretch later than the clip is long is one of those that it holds, which start on the camera's first way:
-        as its pace varies, the time does not say where it is.
+        A stretch later than the clip is long is one of those that it holds: as the camera's pace varies, the time
+        does not say where it is.
         """
         gap = frames[-1] + 1 - len(frames)  # frames between the two
         spare = self.latents.shape[1] - len(frames)
-        inside = np.where(frames < BLOCK, frames, frames - gap + gap % (spare + 1))
-        return self.latents[index, inside].float(), self.camera[index, inside]
+        return np.where(frames < BLOCK, frames, frames - gap + gap % (spare + 1))
 
 
 def gallery(folder: Path, name: str) -> Gallery:
@@ -123,7 +124,7 @@ def encode_corpus(vae: AutoencoderKLWan, settings: LatentSettings, folder: Path)
 def normalised(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
     """Raw latents [..., C, h, w] to the zero mean and unit deviation that the backbone sees."""
     mean, std = (x.squeeze(-1) for x in normalisation(vae))  # each [C, 1, 1]
-    return (z - mean) / std
+    return (z.to(vae.device) - mean) / std
 
 
 class _Store:
@@ -155,9 +156,11 @@ def _encode(vae, scenes: Gallery, clips: int, frames: int, first: int, batch: in
 
 
 def _corpus(vae: AutoencoderKLWan, latents: torch.Tensor, first: int, scenes: int) -> Corpus:
-    shots = [draw_shot(first + i) for i in range(len(latents))]
+    shots = [(draw_scene(i % scenes), draw_shot(first + i)) for i in range(len(latents))]
+    frames = pixel_frames(latents.shape[1])
     return Corpus(
         latents=normalised(vae, latents.float()).bfloat16(),
-        camera=np.stack([shot.camera(pixel_frames(latents.shape[1]))[::ONE_LATENT] for shot in shots]),
-        captions=[caption(meaning(draw_scene(i % scenes), shot)) for i, shot in enumerate(shots)],
+        camera=np.stack([shot.camera(frames)[::ONE_LATENT] for _, shot in shots]),
+        ahead=np.stack([ahead(scene, shot, frames)[::ONE_LATENT] for scene, shot in shots]),
+        captions=[caption(meaning(scene, shot)) for scene, shot in shots],
     )

@@ -57,4 +57,4 @@ def own_context(
     noisy, sigma, _ = draw_noisy(batch.clean, 1, 0.0, rng, few.lowest)
     made = noisy - sigma * forward(backbone, batch.captions, context, noisy, sigma, batch.plans)
     own = torch.from_numpy(rng.random((len(context), context.shape[1] // BLOCK)) < few.own)
-    return torch.where(repeat(own, "b s -> b (s f) 1 1 1", f=BLOCK), made[:, 0], context)
+    return torch.where(repeat(own, "b s -> b (s f) 1 1 1", f=BLOCK).to(made.device), made[:, 0], context)

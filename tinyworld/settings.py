@@ -48,7 +48,7 @@ class LatentSettings:
     """`clips` of `frames` latent frames, a training sequence's and some to spare, and `starts` of `start_frames`."""
 
     clips: int = 960
-    frames: int = 64
+    frames: int = 80
     starts: int = 1280
     start_frames: int = 12
     batch: int = 8
@@ -68,6 +68,7 @@ class BackboneSettings:
         most_memory: a latentmem step has 0 to this many memory frames.
         near_memory: share of the memory frames that are drawn near the place the block will show.
         no_local, wide_local: shares of the latentmem steps without local frames, and with unused slots local.
+        ahead: weight of the loss on what the middle of the transformer tells of the object and the turn to come.
         muon_lr, adam_lr: peak learning rates of the block matrices and of all else.
         mixed: matrix products of the blocks in bfloat16.
     """
@@ -95,6 +96,7 @@ class BackboneSettings:
     near_memory: float = 0.75
     no_local: float = 0.2
     wide_local: float = 0.2
+    ahead: float = 0.1
     muon_lr: float = 3e-3
     adam_lr: float = 2e-3
     warmup: int = 50
@@ -143,6 +145,7 @@ class TrainSettings:
 
     seed: int = 0
     threads: int = 2
+    device: str = "auto"
     work: str = "runs/tinyworld"
     export: str = "runs/tinyworld/export"
     world: WorldSettings = field(default_factory=WorldSettings)

@@ -62,7 +62,7 @@ class TextEncoder(nn.Module):
     def forward(self, captions: Sequence[str]) -> torch.Tensor:
         batch = self.tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self.text_len, return_tensors="pt"
-        )
+        ).to(self.encoder.device)
         mask = batch.attention_mask
         hidden = self.encoder(input_ids=batch.input_ids, attention_mask=mask).last_hidden_state
         return hidden * mask.unsqueeze(-1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
+from pipeline.build import find_device
 from tinyworld import backbone, corpus, fewstep, report, vae
 from tinyworld.release import release_backbone, release_prompts, release_vae
 from tinyworld.settings import TrainSettings
@@ -48,7 +49,7 @@ def train(settings: TrainSettings) -> None:
 
 def _codec(settings: TrainSettings, work: Path) -> AutoencoderKLWan:
     scenes = (corpus.gallery(work, name) for name in ("panoramas", "held_out"))
-    codec = vae.train(settings.vae, *scenes, work, settings.seed)
+    codec = vae.train(settings.vae, *scenes, work, settings.seed, find_device(settings.device))
     true = [corpus.held_out(i, 17).video for i in range(3)]
     again = [report.reconstruct(codec, video) for video in true]
     report.sheet(work / "vae_sheet.png", len(true), true, again, seconds=(0, 1))

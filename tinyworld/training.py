@@ -40,7 +40,7 @@ class Checkpoint:
         """
         if not self.path.exists():
             return 0
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
         if changed := self._changed(state.get("about", {})):
             stale = [name for name in STAGES[STAGES.index(self.path.name) :] if self.path.with_name(name).exists()]
             raise UserError(
@@ -112,7 +112,7 @@ def digest(arrays: Iterable[torch.Tensor | np.ndarray]) -> str:
     whole = hashlib.sha256()
     for x in arrays:
         if isinstance(x, torch.Tensor):
-            x = x.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+            x = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         whole.update(np.ascontiguousarray(x))
     return whole.hexdigest()[:16]
 

@@ -35,10 +35,12 @@ def build(settings: VaeSettings) -> AutoencoderKLWan:
     )
 
 
-def train(settings: VaeSettings, gallery: Gallery, held_out: Gallery, folder: Path, seed: int) -> AutoencoderKLWan:
+def train(
+    settings: VaeSettings, gallery: Gallery, held_out: Gallery, folder: Path, seed: int, device: torch.device
+) -> AutoencoderKLWan:
     """Train on clips of painted scenes; resumes from `folder`."""
     torch.manual_seed(seed)
-    vae = build(settings).train()
+    vae = build(settings).train().to(device)
     optimizer = _optimizer(vae)
     about = {"seed": seed, **told("vae", settings), **gallery.about()}
     del about["vae.check_clips"]
@@ -51,7 +53,7 @@ def train(settings: VaeSettings, gallery: Gallery, held_out: Gallery, folder: Pa
             lr = stage.lr * (stage.lr_end / stage.lr) ** part
             rng = generator(seed, 10, step)
             clips = [_crop(draw_clip(gallery, stage.frames, rng), stage, rng) for _ in range(stage.batch)]
-            loss, mse = _loss(vae, to_video(np.stack(clips)), stage, rng)
+            loss, mse = _loss(vae, to_video(np.stack(clips)).to(device), stage, rng)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             optimizer.step(lr, lr)
@@ -103,16 +105,16 @@ def to_video(clips: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
-    """Video [B, 3, frames, H, W] in [-1, 1] to raw latents [B, z_dim, F, H/8, W/8]."""
-    with torch.autocast("cpu", torch.bfloat16):
-        return vae.encode(video).latent_dist.mode().float()
+    """Video [B, 3, frames, H, W] in [-1, 1] to raw latents [B, z_dim, F, H/8, W/8] in main memory."""
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        return vae.encode(video.to(vae.device)).latent_dist.mode().float().cpu()
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
-    """Raw latents [B, z_dim, F, h, w] to video [B, 3, frames, 8h, 8w], unclamped."""
-    with torch.autocast("cpu", torch.bfloat16):
-        return _decode(vae, z).float()
+    """Raw latents [B, z_dim, F, h, w] to video [B, 3, frames, 8h, 8w] in main memory, unclamped."""
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        return _decode(vae, z.to(vae.device)).float().cpu()
 
 
 def _decode(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
@@ -130,9 +132,9 @@ def _loss(
     vae: AutoencoderKLWan, video: torch.Tensor, stage: VaeStage, rng: np.random.Generator
 ) -> tuple[torch.Tensor, float]:
     """L1 + MSE + L1 of the picture's gradients; the noise keeps neighbouring latents alike. And the MSE alone."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(video.device.type, torch.bfloat16):
         z = vae.encode(video).latent_dist.mode()
-        noisy = z + stage.noise * z.detach().float().std() * noise(rng, *z.shape)
+        noisy = z + stage.noise * z.detach().float().std() * noise(rng, *z.shape).to(z.device)
         got = _decode(vae, noisy)
     got, z = got.float(), z.float()
     edges = sum(l1_loss(got.diff(dim=axis), video.diff(dim=axis)) for axis in (-1, -2))

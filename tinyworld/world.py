@@ -112,6 +112,23 @@ def meaning(scene: Scene, shot: Shot) -> Meaning:
     return Meaning(scene.ground, scene.time, scene.subject, shot.direction, objects)
 
 
+def ahead(scene: Scene, shot: Shot, frames: int) -> np.ndarray:
+    """What each of so many pixel frames leads to, [frames, 3] float32.
+
+    The numbers, in COLOURS and in KINDS, of the object whose middle comes into view next, one more than the last of
+    them if none does before the camera turns; and how far away that turn is, in views.
+    """
+    camera, heading = shot.camera(frames), shot.heading(frames)
+    edge = np.where(heading > 0, camera + VIEW, camera)
+    away = (np.array([sprite.x for sprite in scene.sprites]) - edge[:, None]) * heading[:, None]  # [frames, objects]
+    away = np.where(away > 0, away, np.inf)
+    looks = [(COLOURS.index(sprite.colour), KINDS.index(sprite.kind)) for sprite in scene.sprites]
+    looks = np.array([*looks, (len(COLOURS), len(KINDS))])
+    coming = np.where(np.isfinite(away.min(1)), away.argmin(1), len(looks) - 1)
+    turn = np.where(heading > 0, TRAVEL - camera, camera) / VIEW
+    return np.concatenate([looks[coming], turn[:, None]], 1).astype(np.float32)
+
+
 def visible(scene: Scene, camera: float, margin: float = 10.0) -> list[Sprite]:
     """The objects whose centre lies in the view, at least `margin` pixels from its sides."""
     return [sprite for sprite in scene.sprites if camera + margin <= sprite.x <= camera + VIEW - margin]
