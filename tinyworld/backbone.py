@@ -190,7 +190,7 @@ def _ahead_loss(backbone: Backbone, hidden: torch.Tensor, ahead: torch.Tensor, t
     """Cross-entropy of the next object's colour and kind, and square error of the way to the turn, at every token.
 
     Args:
-        hidden: [B, copies, tokens, dim] of the middle of the transformer.
+        hidden: [B, 1 + copies, tokens, dim] of the middle of the transformer, the clean run among them.
         ahead: [B, blocks, 3] see `world.ahead`.
         told: [B, blocks] where it can be known.
     """

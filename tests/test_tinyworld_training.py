@@ -1,0 +1,223 @@
+"""tinyworld's training: teacher forcing equals the cache, every stage runs, resumes and stays on its device."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pipeline.context import Layout, RetrievedMemory, SlidingWindow
+from pipeline.kv_cache import KVCache
+from tinyworld import backbone, fewstep, plans, report
+from tinyworld.backbone import Backbone, forward
+from tinyworld.context import BlockPlan
+from tinyworld.corpus import Corpus
+from tinyworld.mixed import mix
+from tinyworld.settings import (
+    BackboneSettings,
+    FewStepSettings,
+    TrainSettings,
+)
+from tinyworld.train import CONFIG, train
+from tinyworld.training import Checkpoint
+from tinyworld.world import TRAVEL
+from utils.config import load_settings
+from utils.errors import UserError
+
+POLICIES = {"native": SlidingWindow(Layout(12, 1)), "latentmem": RetrievedMemory(Layout(12, 1, 6, 0))}
+TINY = BackboneSettings(
+    dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=16, text_layers=1, frames=36, warmup=1
+)
+
+
+class Kept(dict):
+    """The plainest frame memory."""
+
+    def put(self, frames, kv) -> None:
+        self.update(zip(frames, kv.clone(), strict=True))
+
+    def fetch(self, frame, sample, out) -> None:
+        out.copy_(self[frame][sample])
+
+
+@pytest.mark.parametrize("name", ["native", "latentmem"])
+def test_teacher_forcing_computes_what_a_rollout_with_the_cache_computes(name):
+    """Clean frames block by block through the cache, against one teacher-forced forward with a noisy copy."""
+    torch.manual_seed(0)
+    frames, size = 24, (4, 4, 6)
+    film_maker = Backbone(TINY, size[0]).eval()
+    torch.nn.init.normal_(film_maker.model.head.head.weight, std=0.1)
+    clean, noisy = torch.randn(1, frames, *size), torch.randn(1, 1, frames, *size)
+    sigma = torch.full((1, 1, frames, 1, 1, 1), 0.7)
+    said = ["a meadow at night"]
+    policy = POLICIES[name]
+    laid_out = []
+    for start in range(0, frames, 3):
+        recalled = [list(range(1, 1 + policy.layout.evicted(start)))[-policy.layout.memory :]]
+        laid_out.append(policy.plan(start, recalled if name == "latentmem" and recalled[0] else ()))
+    chosen = [BlockPlan(np.array([plan.attended()[:-3]], dtype=np.int64), plan.positions) for plan in laid_out]
+    with torch.inference_mode():
+        flow = forward(film_maker, said, clean, noisy, sigma, chosen)[:, 0]
+        model, text = film_maker.model, film_maker.model.encode_text(film_maker.text(said))
+        cache = KVCache(model.params, policy, *size[1:], memory=Kept() if name == "latentmem" else None)
+        for plan in laid_out:
+            own = slice(plan.own[0], plan.own[0] + 3)
+            cache.begin(plan)
+            rolled = model(noisy[:, 0, own], torch.full((1, 1), 700.0), text, cache)
+            assert (rolled - flow[:, own]).abs().max() < 1e-4
+            model(clean[:, own], torch.zeros(1, 1), text, cache)
+
+
+def test_the_training_contexts_are_those_of_the_policies():
+    frames, camera = np.arange(36), np.zeros((1, 36))
+    plain = dataclasses.replace(TINY, no_local=0.0, wide_local=0.0, most_memory=0)
+    for name, made in {
+        "native": plans.native(frames, 1),
+        "latentmem": plans.latentmem(frames, camera, plain, np.random.default_rng(0)),
+    }.items():
+        for block, plan in enumerate(made):
+            due = POLICIES[name].plan(3 * block)
+            assert tuple(plan.context[0]) == due.attended()[:-3]
+            assert plan.positions == due.positions
+
+
+@given(st.integers(0, 10**6))
+@hypothesis_settings(max_examples=30)
+def test_every_training_context_holds_only_the_past_and_no_frame_twice(seed):
+    rng = np.random.default_rng(seed)
+    settings = BackboneSettings()
+    frames = plans.draw_sequence(settings, rng)
+    camera = rng.uniform(0, TRAVEL, (2, len(frames)))
+    for made in (plans.native(frames, 2), plans.latentmem(frames, camera, settings, rng)):
+        for block, plan in enumerate(made):
+            assert plan.context.shape[1] + 3 == len(plan.positions) <= plans.WINDOW
+            for context in plan.context:
+                assert len(set(context)) == len(context)
+                assert (context < 3 * block).all()
+
+
+def small(folder: Path) -> list[str]:
+    stages = "[{steps: 2, frames: 1, batch: 2}, {steps: 2, frames: 5, batch: 1}]"
+    return [
+        f"work={folder / 'work'}", f"export={folder / 'export'}", "threads=1", "world.scenes=2", "world.held_out=2",
+        "world.shown=[1]", "vae.base_dim=8", "vae.check_clips=1", f"vae.stages={stages}", "latents.clips=2",
+        "latents.starts=2", "backbone.dim=24", "backbone.ffn_dim=32", "backbone.num_layers=1", "backbone.num_heads=2",
+        "backbone.text_dim=16", "backbone.steps=2", "backbone.batch=1", "backbone.start_batch=1", "backbone.copies=1",
+        "backbone.warmup=1", "latents.frames=48", "fewstep.steps=2", "fewstep.copies=1", "fewstep.start_batch=1",
+        "encoder.corpus=['inference_iter=2', 'batch_size=2', 'num_output_frames=12', 'denoising_step_list=[1000]', "
+        "'max_video_saves=0', 'text_cache=null']",
+        "encoder.training=['epochs=2', 'hidden_dims=[8]', 'latent_dim=8', 'batch_size=2', 'val_split=0.5']",
+    ]  # fmt: skip
+
+
+def test_every_stage_of_the_training_runs_and_a_second_run_repeats_nothing(tmp_path):
+    settings = load_settings(TrainSettings, CONFIG, small(tmp_path))
+    train(settings)
+    weights = tmp_path / "export/checkpoints/tinyworld.safetensors"
+    first = weights.read_bytes()
+    assert len((tmp_path / "export/checkpoints/tinyworld_prompts.txt").read_text().splitlines()) == 2
+    sheets = {f"{name}_sheet.png" for name in ("vae", "backbone", "fewstep")}
+    assert sheets <= {path.name for path in (tmp_path / "work").iterdir()}
+    encoder = tmp_path / "export/checkpoints/tinyworld_ae.safetensors"
+    trained = load_file(encoder)
+    train(settings)
+    assert weights.read_bytes() == first
+    assert all(tensor.equal(trained[name]) for name, tensor in load_file(encoder).items())
+
+
+@pytest.mark.parametrize("wrong", ["latents.frames=45", "latents.start_frames=9"])
+def test_clips_shorter_than_a_training_sequence_are_refused(wrong):
+    with pytest.raises(UserError, match=r"the training sequences need at least (48|12)"):
+        load_settings(TrainSettings, CONFIG, [wrong])
+
+
+@pytest.fixture
+def no_encoder(monkeypatch):
+    """The trainings of a test end before the retrieval encoder."""
+    monkeypatch.setattr("tinyworld.train.train_encoder", lambda *given: None)
+
+
+@pytest.mark.usefixtures("no_encoder")
+def test_states_of_other_settings_are_refused_and_a_longer_codec_refuses_the_latents_of_the_shorter(tmp_path):
+    def again(*overrides: str) -> None:
+        train(load_settings(TrainSettings, CONFIG, [*small(tmp_path), *overrides]))
+
+    again()
+    with pytest.raises(
+        UserError, match=r"fewstep.pt was made with other fewstep.guidance; delete fewstep.pt in .*work"
+    ):
+        again("fewstep.guidance=0.3")
+    with pytest.raises(
+        UserError, match=r"backbone.pt was made with other backbone.dim; delete backbone.pt, fewstep.pt"
+    ):
+        again("backbone.dim=48")
+    with pytest.raises(UserError, match=r"panoramas.npy holds 2 scenes and 3 are asked for"):
+        again("world.scenes=3")
+    with pytest.raises(UserError, match=r"long.pt was made with other codec; delete long.pt, short.pt, backbone.pt"):
+        again("vae.stages=[{steps: 2, frames: 1, batch: 2}, {steps: 2, frames: 5, batch: 1}, {steps: 1, frames: 5}]")
+    state = torch.load(tmp_path / "work/vae.pt", weights_only=True)
+    assert state["steps"] == 5
+    del state["about"]
+    torch.save(state, tmp_path / "work/vae.pt")
+    with pytest.raises(UserError, match="settings, which it does not tell; delete vae"):
+        again()
+
+
+@pytest.mark.usefixtures("no_encoder")
+def test_the_report_judges_trained_weights_and_draws_the_sheet(tmp_path, monkeypatch, capsys):
+    train(load_settings(TrainSettings, CONFIG, small(tmp_path)))
+    export, folder = tmp_path / "export", tmp_path / "report"
+    told = [
+        f"model_root={export / 'wan_models'}", f"generator_ckpt={export / 'checkpoints/tinyworld.safetensors'}",
+        f"folder={folder}", "steps=[1000]", "clips=2", "short_frames=3", "long_clips=1", "long_frames=3",
+        "recall_clips=2", "recall_first=3", "recall_frames=6",
+    ]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["report", *told])
+    report.main()
+    printed = capsys.readouterr().out
+    assert "| ground, first 3 s | 1.00 |" in printed and "| true place - none |" in printed
+    assert (folder / "report.md").read_text() in printed
+    assert (folder / "sheet.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("kind", range(len(backbone.STEPS)))
+def test_a_step_stays_on_the_device_that_its_latents_are_on(kind):
+    settings = dataclasses.replace(TINY, kinds=[float(kind == other) for other in range(len(backbone.STEPS))])
+    rng = np.random.default_rng(0)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # refuses operations across devices, and needs none
+        with torch.device("meta"):
+            model = Backbone(settings, 4)
+            latents = torch.zeros(3, 48, 4, 8, 12)
+        mix(model.model.blocks)
+        corpus = Corpus(latents, np.zeros((3, 48)), np.zeros((3, 48, 3), np.float32), ["a red house"] * 3)
+        _, batch = backbone.draw_batch(settings, [corpus, corpus], rng)
+        context = fewstep.own_context(model, FewStepSettings(), settings, batch, rng)
+        loss = backbone.teacher_forcing_loss(model, settings, batch, context, rng, guidance=0.5)
+        loss.backward()
+        assert {x.device.type for x in (loss, context, *(p.grad for p in model.parameters()))} == {"meta"}
+
+
+@pytest.mark.usefixtures("no_encoder")
+def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    settings = load_settings(TrainSettings, CONFIG, [*small(tmp_path), "backbone.steps=4"])
+    train(settings)
+    weights = tmp_path / "export/checkpoints/tinyworld.safetensors"
+    uninterrupted = weights.read_bytes()
+    for leftover in (weights, tmp_path / "work/backbone.pt", tmp_path / "work/fewstep.pt"):
+        leftover.unlink()
+
+    steps = iter(range(3))
+    loss = backbone.teacher_forcing_loss
+    monkeypatch.setattr(Checkpoint.save, "__defaults__", (True,))  # at every step
+    with monkeypatch.context() as cut, pytest.raises(StopIteration):
+        cut.setattr(backbone, "teacher_forcing_loss", lambda *given: (next(steps), loss(*given))[1])
+        train(settings)
+    assert not weights.exists()
+    train(settings)
+    assert weights.read_bytes() == uninterrupted
