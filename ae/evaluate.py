@@ -54,7 +54,7 @@ def _parse() -> argparse.Namespace:
     add("--seeds", type=int, default=3, metavar="N", help="draws of the random rule [%(default)s]")
     add("--overlap", type=float, default=0.75, help="shared part of two views of one place [%(default)s]")
     add("--device", default="", help="[cuda if there is one]")
-    add("--local", type=int, default=12, metavar="L", help="local_attn_size, in latent frames [%(default)s]")
+    add("--local", type=int, default=18, metavar="L", help="local_attn_size, in latent frames [%(default)s]")
     add("--sink", type=int, default=1, metavar="S", help="sink_size [%(default)s]")
     add("--memory", type=int, default=6, metavar="K", help="memory_size: frames to retrieve [%(default)s]")
     add("--exclude", type=int, default=5, metavar="R", help="recent_exclude [%(default)s]")

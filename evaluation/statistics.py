@@ -9,8 +9,16 @@ DRAWS = 10_000
 EXACT = 14  # with at most this many pairs, every pattern of signs is tried
 
 
+class _WithInterval:
+    """Formats as "mean [low, high]", or "mean" alone, each number by the given specification."""
+
+    def __format__(self, spec: str) -> str:
+        interval = "" if self.low is None else f" [{self.low:{spec}}, {self.high:{spec}}]"
+        return f"{self.mean:{spec}}{interval}"
+
+
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(_WithInterval):
     """A mean over n independent units, and its 95% interval (None with fewer than 3 units)."""
 
     mean: float
@@ -20,7 +28,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(_WithInterval):
     """Mean paired difference b - a, its interval, and a two-sided p-value that it is zero (None below 3 pairs).
 
     `p_holm` is the p-value corrected for the number of tests reported together (Holm 1979).

@@ -19,7 +19,7 @@ from pipeline.config import load_config
 from pipeline.memory import RamTier
 from pipeline.retrieval import SELECTIONS
 from tests.miniature import make_family
-from tinyworld import benchmark, judge, recall, report, sight
+from tinyworld import benchmark, judge, plans, recall, report, sight
 from tinyworld.corpus import held_out
 from tinyworld.judge import FIRST_PASS, WHOLE, Journey
 from tinyworld.render import paint
@@ -70,11 +70,11 @@ def test_what_returns_in_a_true_video_has_been_away_for_a_window_and_is_the_same
         journey, camera = Journey(clip.video), clip.shot.camera(477)[::4]
         assert len(journey.returns) > 60
         for first, later in journey.returns:
-            assert abs(camera[first] - camera[later]) <= 4 and later - first > judge.WINDOW
+            assert abs(camera[first] - camera[later]) <= 4 and later - first > plans.WINDOW
         found = journey.revisits()
         assert (found["revisit consistency"], found["came back"]) == (1, 1)
         kept, due = journey.objects_kept()
-        assert kept == due > 3
+        assert kept == due >= 3
         assert journey.moves_plausibly().all()
 
 
@@ -294,7 +294,7 @@ def test_the_examples_of_the_docs_work(monkeypatch):
     names = vars(context).copy()
     exec(policy, names)
     monkeypatch.setitem(context.POLICIES, "every_second", names["EverySecond"])
-    pipe = load("configs/tinyworld_native.yaml", num_output_frames=27, model_kwargs={"policy": "every_second"})
+    pipe = load("configs/tinyworld_native.yaml", num_output_frames=36, model_kwargs={"policy": "every_second"})
     blocks = list(pipe.blocks(held_out(0, 1).caption))
-    assert blocks[-1].plan.local == tuple(range(9, 24, 2))
+    assert blocks[-1].plan.local == tuple(range(6, 33, 2))
     assert all(block.latents.isfinite().all() for block in blocks)

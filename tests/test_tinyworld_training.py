@@ -30,7 +30,10 @@ from tinyworld.world import TRAVEL
 from utils.config import load_settings
 from utils.errors import UserError
 
-POLICIES = {"native": SlidingWindow(Layout(12, 1)), "latentmem": RetrievedMemory(Layout(12, 1, 6, 0))}
+POLICIES = {
+    "native": SlidingWindow(Layout(plans.WINDOW, plans.SINK)),
+    "latentmem": RetrievedMemory(Layout(plans.WINDOW, plans.SINK, plans.MEMORY, 0)),
+}
 TINY = BackboneSettings(
     dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=16, text_layers=1, frames=36, warmup=1
 )
@@ -50,7 +53,7 @@ class Kept(dict):
 def test_teacher_forcing_computes_what_a_rollout_with_the_cache_computes(name):
     """Clean frames block by block through the cache, against one teacher-forced forward with a noisy copy."""
     torch.manual_seed(0)
-    frames, size = 24, (4, 4, 6)
+    frames, size = 30, (4, 4, 6)
     film_maker = Backbone(TINY, size[0]).eval()
     torch.nn.init.normal_(film_maker.model.head.head.weight, std=0.1)
     clean, noisy = torch.randn(1, frames, *size), torch.randn(1, 1, frames, *size)

@@ -12,14 +12,14 @@ from functools import cached_property
 import numpy as np
 
 from tinyworld.captions import Meaning
+from tinyworld.plans import WINDOW
 from tinyworld.render import LANE
 from tinyworld.sight import Sighting, runs, setting, shift, sightings, subjects
 from tinyworld.world import FPS, ONE_LATENT, PACES, TRAVEL, VIEW, Scene, Shot, pixel_frames
 
-VERSION = 2  # of the measures: results of another one are not compared with these
+VERSION = 3  # of the measures: results of another one are not compared with these
 SLOW, STEP = (ONE_LATENT * pick(PACES) for pick in (min, max))  # pixels that the camera goes in one latent frame
 NEAR_END = 3 * STEP  # pixels: what a block uncovers at most, and how far from a scene's end the camera may turn
-WINDOW = 12  # latent frames of the backbone's context
 FIRST_PASS = TRAVEL // 96 * 16 + 2  # latent frames to the far end at the least: spells of 8 at either pace, 96 pixels
 WHOLE = 18  # pixels from the centre to the side of the widest object
 

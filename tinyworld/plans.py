@@ -5,7 +5,7 @@ import numpy as np
 from tinyworld.context import BLOCK, BlockPlan
 from tinyworld.settings import BackboneSettings
 
-WINDOW = 12  # latent frames of context in all, the block's own included
+WINDOW = 18  # latent frames of context in all, the block's own included
 SINK = 1
 MEMORY = 6
 
@@ -38,9 +38,10 @@ def latentmem(
 ) -> list[BlockPlan]:
     """[sink | memory | local] at window positions.
 
-    Memory frames are drawn among those before the local ones: most of them near the place that the
-    block will show, by the camera's truth, the others anywhere. A step draws once how many there
-    are and whether local frames fill the unused slots, or are left out.
+    Memory frames are drawn among those before the local ones: most of them from near the place that the
+    block will show, by the camera's truth, the others from anywhere. Retrieval asks with what was last
+    seen, so that place is missed by some pixels: where the camera goes must not follow from the memory.
+    A step draws once how many there are and whether local frames fill the unused slots, or are left out.
 
     Args:
         frames: [F] indices into the video.
@@ -82,10 +83,11 @@ def _local(frames: np.ndarray, start: int, count: int) -> list[int]:
 def _recall(
     camera: np.ndarray, older: np.ndarray, start: int, count: int, settings: BackboneSettings, rng: np.random.Generator
 ) -> np.ndarray:
-    """`count` of the `older` frames, nearest to the block's place but for some jitter, or at random."""
+    """`count` of the `older` frames, nearest to about the block's place but for some jitter, or at random."""
     if not count:
         return older[:0]
-    distance = np.abs(camera[older] - camera[start : start + BLOCK].mean()) + rng.uniform(0, 24, len(older))
+    place = camera[start : start + BLOCK].mean() + rng.uniform(-1, 1) * settings.astray
+    distance = np.abs(camera[older] - place) + rng.uniform(0, 24, len(older))
     ranked = older[np.argsort(distance)]
     chosen = np.where(rng.random(count) < settings.near_memory, ranked[:count], -1)
     rest = rng.permutation([frame for frame in older if frame not in chosen])

@@ -52,7 +52,7 @@ class RecallSettings:
     """The experiment: `clips` held-out clips of `frames` latent frames; blocks from `first` on are sampled.
 
     The camera turns at about 27 and 57. From 42 to 51 it uncovers places last seen 19 frames before or
-    earlier, out of the window of 12.
+    earlier, out of the window of 18.
     """
 
     config: str = "configs/tinyworld_latentmem.yaml"
@@ -249,10 +249,7 @@ def markdown(means: dict[str, dict[str, Estimate]], differences: dict[str, dict[
     lines = [f"| memory | {' | '.join(PARTS)} |", "|---" * (1 + len(PARTS)) + "|"]
     for sign, rows in (("", means), ("+", differences)):
         for name, row in rows.items():
-            cells = [
-                f"{x.mean:{sign}.3f}" + (f" [{x.low:{sign}.3f}, {x.high:{sign}.3f}]" if x.low is not None else "")
-                for x in map(row.get, PARTS)
-            ]
+            cells = [f"{row[part]:{sign}.3f}" for part in PARTS]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -273,7 +273,7 @@ def sheet(path: Path, clips: int, *kinds: list[np.ndarray], seconds: tuple[int, 
 def _cell(found: Estimate | None, interval: bool) -> str:
     if found is None:
         return ""
-    return f"{found.mean:.2f}" + (f" [{found.low:.2f}, {found.high:.2f}]" if interval and found.low is not None else "")
+    return f"{found:.2f}" if interval else f"{found.mean:.2f}"
 
 
 def _plain(column: dict[str, Estimate]) -> dict[str, dict]:

@@ -67,6 +67,7 @@ class BackboneSettings:
         full_noise: share of the noisy blocks at exactly sigma = 1.
         most_memory: a latentmem step has 0 to this many memory frames.
         near_memory: share of the memory frames that are drawn near the place the block will show.
+        astray: by how many pixels, at most, that place is missed.
         no_local, wide_local: shares of the latentmem steps without local frames, and with unused slots local.
         ahead: weight of the loss on what the middle of the transformer tells of the object and the turn to come.
         muon_lr, adam_lr: peak learning rates of the block matrices and of all else.
@@ -94,6 +95,7 @@ class BackboneSettings:
     full_noise: float = 0.3
     most_memory: int = 6
     near_memory: float = 0.75
+    astray: float = 32.0
     no_local: float = 0.2
     wide_local: float = 0.2
     ahead: float = 0.1
