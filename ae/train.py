@@ -5,8 +5,8 @@ import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from utils.config import choose, load_settings, retired_keys
 from utils.errors import UserError, run
+from utils.settings import load_settings, require_choice, retired_keys
 
 RETIRED = ("config", "gpu", "disable_wandb")
 
@@ -68,8 +68,8 @@ def main() -> None:
 
 def resolve(settings: TrainSettings, config: str) -> TrainSettings:
     """Fill in what depends on other settings and refuse values that cannot be meant."""
-    choose("amp_dtype", settings.amp_dtype, ("fp16", "bf16"))
-    choose("tracker", settings.tracker, ("none", "tensorboard", "wandb"))
+    require_choice("amp_dtype", settings.amp_dtype, ("fp16", "bf16"))
+    require_choice("tracker", settings.tracker, ("none", "tensorboard", "wandb"))
     if settings.tracker != "none" and not importlib.util.find_spec(settings.tracker):
         raise UserError(f"tracker {settings.tracker} is not installed; pip install {settings.tracker}, or tracker=none")
     sizes = ("seq_len", "batch_size", "epochs", "latent_dim", "in_channels", "spatial_h", "spatial_w", "log_every")

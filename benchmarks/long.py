@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from utils.config import choose, load_settings
 from utils.errors import UserError, run
 from utils.files import atomic, write_json
+from utils.settings import load_settings, require_choice
 
 RUNS = {
     "unbounded": {},
@@ -39,7 +39,7 @@ class LongConfig:
 
     def __post_init__(self) -> None:
         if self.only:
-            choose("only", self.only, RUNS)
+            require_choice("only", self.only, RUNS)
         if self.frames < 3 * SHORTEST:
             raise UserError(
                 f"frames is {self.frames}; both halves of a run need blocks to time, use {3 * SHORTEST} or more"

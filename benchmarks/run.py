@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 from benchmarks.random_models import SIZES, make_model, make_vae
 from pipeline.bank import BankConfig
-from utils.config import choose, load_settings, to_dict
 from utils.errors import run
 from utils.files import write_json
+from utils.settings import load_settings, require_choice, to_dict
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class BenchmarkConfig:
     output: str = "runs/benchmark.json"
 
     def __post_init__(self) -> None:
-        choose("size", self.size, SIZES)
-        choose("vae", self.vae, ("full", "tiny"))
+        require_choice("size", self.size, SIZES)
+        require_choice("vae", self.vae, ("full", "tiny"))
 
 
 def main() -> None:

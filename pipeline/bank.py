@@ -8,8 +8,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from utils.config import choose
 from utils.errors import UserError
+from utils.settings import require_choice
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class BankConfig:
     eviction: str = "fifo"
 
     def __post_init__(self) -> None:
-        choose("bank.storage", self.storage, ("same", "bfloat16", "fp8", "int8"))
-        choose("bank.eviction", self.eviction, EVICTIONS)
+        require_choice("bank.storage", self.storage, ("same", "bfloat16", "fp8", "int8"))
+        require_choice("bank.eviction", self.eviction, EVICTIONS)
         if min(self.device_gb, self.host_gb or 0, self.disk_gb) < 0:
             raise UserError("bank.device_gb, bank.host_gb and bank.disk_gb cannot be negative")
         if self.capacity is not None and self.capacity < 1:

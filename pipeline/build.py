@@ -17,9 +17,9 @@ from pipeline.retrieval import DESCRIPTORS, SELECTIONS, Descriptor
 from pipeline.sampler import FlowSchedule, Sampler
 from pipeline.survey import survey
 from pipeline.text import TextCache, encode_prompts, fingerprint
-from utils.config import choose
 from utils.errors import UserError
 from utils.files import require_file
+from utils.settings import require_choice
 from utils.tensors import DOWNLOAD
 from wan.attention import find_backend
 from wan.checkpoint import add_lora, load_generator
@@ -38,9 +38,9 @@ def check(config: RunConfig) -> RunConfig:
     """
     build_sampler(config)
     device, dtype = placement(config)
-    choose("model_kwargs.compression_method", config.model_kwargs.compression_method, DESCRIPTORS)
-    choose("model_kwargs.selection", config.model_kwargs.selection, SELECTIONS)
-    choose("weights", config.weights, FORMS)
+    require_choice("model_kwargs.compression_method", config.model_kwargs.compression_method, DESCRIPTORS)
+    require_choice("model_kwargs.selection", config.model_kwargs.selection, SELECTIONS)
+    require_choice("weights", config.weights, FORMS)
     require(config.weights)
     find_backend(config.attention_backend)
     files = weight_files(config)
@@ -85,7 +85,7 @@ def placement(config: RunConfig) -> tuple[torch.device, torch.dtype]:
 
 def find_device(name: str) -> torch.device:
     """`auto`, `cpu` or `cuda` to a device that exists."""
-    choose("device", name, ("auto", "cpu", "cuda"))
+    require_choice("device", name, ("auto", "cpu", "cuda"))
     count = torch.cuda.device_count()
     asked = os.environ.get("GPU")
     if name == "cpu" or (name == "auto" and not count and not asked):

@@ -10,9 +10,9 @@ from typing import Any
 from pipeline.bank import BankConfig
 from pipeline.context import POLICIES, Layout
 from pipeline.memory_plan import PRESETS
-from utils.config import choose, load_settings, retired_keys
 from utils.errors import UserError
 from utils.processes import rank
+from utils.settings import load_settings, require_choice, retired_keys
 
 # Keys that published configs carry and that change nothing here.
 RETIRED = (
@@ -62,7 +62,7 @@ class ModelKwargs:
         return self.policy or ("latentmem" if self.use_latentmem else "native")
 
     def __post_init__(self) -> None:
-        choose("model_kwargs.policy", self.policy_name, POLICIES)
+        require_choice("model_kwargs.policy", self.policy_name, POLICIES)
         if not 0 < self.timestep_shift < math.inf:
             raise UserError(
                 f"model_kwargs.timestep_shift is {self.timestep_shift}; use a number above 0, such as Wan's 5.0"
@@ -168,9 +168,9 @@ class RunConfig:
             raise UserError(
                 f"inference_iter is {self.inference_iter}; use the number of prompts, or -1 for all of them"
             )
-        choose("dtype", self.dtype, ("auto", "float32", "bfloat16"))
-        choose("memory", self.memory, PRESETS)
-        choose("vae", self.vae, ("full", "tiny"))
+        require_choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        require_choice("memory", self.memory, PRESETS)
+        require_choice("vae", self.vae, ("full", "tiny"))
         if self.vae == "tiny" and not self.tiny_vae_ckpt:
             raise UserError("vae is 'tiny' but tiny_vae_ckpt names no file; or use 'full'")
         if self.lora_ckpt and self.adapter is None:

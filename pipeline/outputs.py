@@ -20,10 +20,10 @@ from pipeline.prompts import Prompt
 from pipeline.rollout import LatentBlock
 from utils.background import Background
 from utils.clock import Clock
-from utils.config import to_dict
 from utils.errors import UserError
 from utils.files import sha256_once, write_json
 from utils.plot import plot_memory
+from utils.settings import to_dict
 from utils.streams import SideStream
 from utils.video import VideoWriter
 from wan.tiny_vae import TinyVAE

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from ae import dataset, train
 from ae.dataset import Batches, LatentChunks, scan
 from ae.model import load_encoder
-from utils.config import load_settings
 from utils.errors import run
+from utils.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = ROOT / "tests/goldens"

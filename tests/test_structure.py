@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.config import RunConfig, load_config
 from pipeline.prompts import Prompt, read_prompts, sample_prompts
-from utils.config import load_settings
 from utils.errors import UserError
 from utils.files import atomic
+from utils.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
 BELOW = {  # package -> what it may import of ours

@@ -27,8 +27,8 @@ from tinyworld.settings import (
 from tinyworld.train import CONFIG, train
 from tinyworld.training import Checkpoint
 from tinyworld.world import TRAVEL
-from utils.config import load_settings
 from utils.errors import UserError
+from utils.settings import load_settings
 
 POLICIES = {
     "native": SlidingWindow(Layout(plans.WINDOW, plans.SINK)),

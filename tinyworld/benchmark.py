@@ -35,11 +35,11 @@ from tinyworld.corpus import Clip, held_out
 from tinyworld.sight import setting
 from tinyworld.tables import METRICS, TRUTH, Unit, report
 from tinyworld.world import FPS, ONE_LATENT, pixel_frames
-from utils.config import choose, load_settings, to_dict
 from utils.errors import UserError, run
 from utils.files import require_writable, write_json
 from utils.processes import rank, share
 from utils.progress import Progress
+from utils.settings import load_settings, require_choice, to_dict
 
 CONFIG = "configs/tinyworld_benchmark.yaml"
 BUDGETS = ("device_gb", "host_gb", "disk_gb", "disk_folder")  # of the bank: where frames lie, not which or how exact
@@ -89,7 +89,7 @@ class BenchmarkSettings:
             if not re.fullmatch(r"[\w.-]+", name):
                 raise UserError(f"row '{name}' in {CONFIG} cannot be a folder's name; use letters, digits, _ and -")
         for name in (*self.only, *(row for compared in self.comparisons.values() for row in compared)):
-            choose("only or comparisons", name, self.rows)
+            require_choice("only or comparisons", name, self.rows)
         if min(self.prompts, self.samples, self.batch) < 1:
             raise UserError("prompts, samples and batch must be at least 1")
 

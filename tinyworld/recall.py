@@ -28,8 +28,8 @@ from tinyworld.corpus import held_out
 from tinyworld.render import LANE
 from tinyworld.vae import to_video
 from tinyworld.world import ONE_LATENT, VIEW, pixel_frames
-from utils.config import load_settings
 from utils.errors import UserError, run
+from utils.settings import load_settings
 from wan.vae import encode
 
 CELL = 8  # pixels of a latent's column, or row

@@ -23,9 +23,9 @@ from tinyworld.corpus import Clip, held_out
 from tinyworld.sight import setting
 from tinyworld.vae import decode, encode, psnr, to_video
 from tinyworld.world import FPS, pixel_frames
-from utils.config import load_settings
 from utils.errors import UserError, run
 from utils.files import atomic, require_writable, write_json
+from utils.settings import load_settings
 from wan.vae import load_vae
 
 PASS = pixel_frames(judge.FIRST_PASS)  # pixel frames of the first pass

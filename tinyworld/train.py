@@ -17,9 +17,9 @@ from pipeline.build import find_device
 from tinyworld import backbone, corpus, fewstep, report, vae
 from tinyworld.release import release_backbone, release_prompts, release_vae
 from tinyworld.settings import TrainSettings
-from utils.config import load_settings
 from utils.errors import run
 from utils.files import atomic, require_writable
+from utils.settings import load_settings
 
 CONFIG = Path("configs/tinyworld_train.yaml")
 

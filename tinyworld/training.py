@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.config import to_dict
 from utils.errors import UserError
 from utils.files import atomic
+from utils.settings import to_dict
 
 STAGES = ("vae.pt", "long.pt", "short.pt", "backbone.pt", "fewstep.pt")  # each follows from those before it
 

@@ -1,0 +1,288 @@
+"""Typed, frozen settings: dataclass defaults < YAML file < dotted command-line overrides.
+
+A settings class says of each field what it means and what it may be:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Video(Settings):
+        fps: int = setting(16, "frames a second of the mp4", at_least=1)
+
+The same words make `--help`, docs/settings.md and the message that refuses a wrong value.
+"""
+
+import dataclasses
+import inspect
+import math
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from utils.errors import UserError, did_you_mean
+from utils.processes import rank
+
+T = TypeVar("T")
+BOUNDS = {  # keyword of `setting` -> (test of a value against the bound, words of a refusal)
+    "at_least": (lambda value, bound: value >= bound, "at least"),
+    "above": (lambda value, bound: value > bound, "above"),
+    "at_most": (lambda value, bound: value <= bound, "at most"),
+    "below": (lambda value, bound: value < bound, "below"),
+}
+
+
+def setting(default: Any, meaning: str, choices: Collection[str] = (), place: bool = False, **bounds: float) -> Any:
+    """A field of a settings class.
+
+    Args:
+        default: its value where nobody sets it; lists, dictionaries and settings classes are made anew each time.
+        meaning: one plain phrase, with the unit.
+        choices: the words it may be; a table counts by its names.
+        place: it says where, how fast or how much at once, not what is made: results that differ in it are the same.
+        bounds: `at_least`, `above`, `at_most`, `below`; for a list, of each of its numbers.
+    """
+    assert bounds.keys() <= BOUNDS.keys(), bounds
+    metadata = {"meaning": meaning, "choices": choices, "place": place, "bounds": bounds}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of the settings classes; a value out of its range is refused when the object is made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _require_in_range(field, getattr(self, field.name), field.name)
+
+
+def load_settings(
+    schema: type[T],
+    path: str | Path | None = None,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    retired: Collection[str] = (),
+) -> T:
+    """Build `schema`, a frozen dataclass of dataclasses, from its defaults, a YAML file and overrides.
+
+    Args:
+        path: YAML file with the same tree, or None.
+        overrides: `["a.b=1", ...]` as typed on a command line, or a tree of values. `-h` or `--help` among those
+            typed prints the docstring of the running program and ends it.
+        retired: dotted keys that mean nothing any more; accepted and dropped (see `retired_keys`).
+
+    Raises:
+        UserError: unknown key (with the nearest known one), value of the wrong type, unreadable file.
+    """
+    settings = OmegaConf.structured(schema)
+    if path is not None:
+        settings = _guard(partial(OmegaConf.merge, settings, _without(_read(path), retired)), path, schema)
+    if isinstance(overrides, Mapping):
+        tree = _without(OmegaConf.create(dict(overrides)), retired)
+        settings = _guard(partial(OmegaConf.merge, settings, tree), "the overrides", schema)
+    else:
+        overrides = list(overrides)
+        if {"-h", "--help"} & set(overrides):
+            print_help(schema)
+            sys.exit(0)
+        for key, value in map(_split, overrides):
+            if key not in retired:
+                _require_parts(key, schema)
+                typed = OmegaConf.create()
+                OmegaConf.update(typed, key, value)
+                settings = _guard(partial(OmegaConf.merge, settings, typed), "the command line", schema)
+    values = _guard(partial(OmegaConf.to_container, settings, resolve=True), path or "the settings", schema)
+    _require_ranges(schema, values)
+    return _guard(partial(OmegaConf.to_object, settings), path or "the settings", schema)
+
+
+def retired_keys(path: str | Path, retired: Collection[str]) -> list[str]:
+    """Which of the `retired` dotted keys a YAML file still sets."""
+    tree = _read(path)
+    return [key for key in retired if OmegaConf.select(tree, key) is not None]
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """The resolved tree as plain data, ready for JSON or YAML."""
+    return dataclasses.asdict(settings)
+
+
+def require_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a `value` of setting `name` that is not among `choices`."""
+    if value not in choices:
+        raise UserError(
+            f"setting '{name}' is '{value}', which is not one of {', '.join(choices)}{did_you_mean(value, choices)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """One setting for a person to read: in which group, its dotted name, its default, what it means and may be."""
+
+    group: str
+    name: str
+    default: str
+    meaning: str
+
+
+def described(schema: type, prefix: str = "") -> list[Described]:
+    """All settings of a class in order; a group is the class that defines the field, in the words of its docstring."""
+    found = []
+    for field in dataclasses.fields(schema):
+        nested = _nested(field)
+        if nested:
+            found += described(nested, f"{prefix}{field.name}.")
+            continue
+        group = (_owner(schema, field.name).__doc__ or "").strip().partition("\n")[0]
+        found.append(Described(group, prefix + field.name, _default(field), _meaning(field)))
+    return found
+
+
+def print_help(schema: type) -> None:
+    """The running program's docstring and its settings."""
+    if rank() > 0:
+        return
+    print((sys.modules["__main__"].__doc__ or "").strip())
+    group = None
+    for entry in described(schema):
+        if entry.group != group:
+            group = entry.group
+            print(f"\n{group}")
+        print(f"  {entry.name}={entry.default}  {entry.meaning}")
+
+
+def places(schema: type, prefix: str = "") -> set[str]:
+    """Dotted names of the settings that say where or how fast, not what is made."""
+    found = set()
+    for field in dataclasses.fields(schema):
+        nested = _nested(field)
+        if field.metadata.get("place"):
+            found.add(prefix + field.name)
+        elif nested:
+            found |= places(nested, f"{prefix}{field.name}.")
+    return found
+
+
+def _nested(field: dataclasses.Field) -> type | None:
+    kind = field.default_factory if dataclasses.is_dataclass(field.default_factory) else field.type
+    return kind if dataclasses.is_dataclass(kind) else None
+
+
+def _owner(schema: type, name: str) -> type:
+    """The class that defines a field, of those that `schema` inherits from."""
+    for base in schema.__mro__:
+        if name in inspect.get_annotations(base):
+            return base
+    raise AssertionError(name)
+
+
+def _default(field: dataclasses.Field) -> str:
+    value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    if value is dataclasses.MISSING:
+        return "(required)"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _meaning(field: dataclasses.Field) -> str:
+    words = field.metadata.get("meaning", "")
+    choices = field.metadata.get("choices")
+    return f"{words} ({', '.join(choices)})" if choices else words
+
+
+def _require_ranges(schema: type, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Check a tree of plain values against the classes, by the dotted names that a user writes."""
+    for field in dataclasses.fields(schema):
+        value = values.get(field.name)
+        nested = _nested(field)
+        if nested and isinstance(value, Mapping):
+            _require_ranges(nested, value, f"{prefix}{field.name}.")
+        elif value != MISSING:
+            _require_in_range(field, value, prefix + field.name)
+
+
+def _require_in_range(field: dataclasses.Field, value: Any, name: str) -> None:
+    if field.metadata.get("choices") and value is not None:
+        require_choice(name, value, field.metadata["choices"])
+    numbers = value if isinstance(value, list | tuple) else [value]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        if not math.isfinite(number):
+            raise UserError(f"setting '{name}' is {number}; it must be a finite number")
+        for word, bound in field.metadata.get("bounds", {}).items():
+            holds, words = BOUNDS[word]
+            if not holds(number, bound):
+                raise UserError(f"setting '{name}' is {number}; it must be {words} {bound}")
+
+
+def _read(path: str | Path) -> DictConfig:
+    try:
+        tree = OmegaConf.load(path)
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror}; the shipped ones are in configs/") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, DictConfig) or not tree:
+        raise UserError(f"config {path} holds no keys; compare it with the ones in configs/")
+    return tree
+
+
+def _without(tree: DictConfig, keys: Collection[str]) -> DictConfig:
+    for key in keys:
+        parent, _, leaf = key.rpartition(".")
+        group = OmegaConf.select(tree, parent) if parent else tree
+        if isinstance(group, DictConfig):
+            group.pop(leaf, None)
+    return tree
+
+
+def _split(override: str) -> tuple[str, Any]:
+    """`key=value` to its parts; lists are parsed here, numbers and booleans by the field's own type."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{override}' is not of the form key=value")
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            return key, yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"override '{override}' is not a list; write it as {key}=[a,b,...]") from error
+    return key, None if text == "null" else text.replace("${", r"\${")
+
+
+def _require_parts(key: str, schema: type) -> None:
+    """Refuse a dotted key with nothing before, after or between dots."""
+    if not all(key.split(".")):
+        parts = ".".join(part for part in key.split(".") if part)
+        raise UserError(f"unknown setting '{key}' in the command line{did_you_mean(parts, _names(schema))}")
+
+
+def _guard(action: Callable[[], Any], source: str | Path, schema: type) -> Any:
+    """Run `action`; OmegaConf's errors become one line that names the key and its source."""
+    try:
+        return action()
+    except (ConfigKeyError, ConfigAttributeError) as error:
+        name = error.full_key or str(error.key)
+        known = list(_names(schema))
+        leaf = {n.rpartition(".")[2]: n for n in known}
+        hint = did_you_mean(name, known) or did_you_mean(leaf.get(name.rpartition(".")[2], name), known)
+        raise UserError(f"unknown setting '{name}' in {source}{hint}") from error
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        name = f"setting '{error.full_key}'" if error.full_key else "a setting"
+        raise UserError(f"{name} in {source}: {reason}") from error
+
+
+def _names(schema: type, prefix: str = "") -> Iterable[str]:
+    for field in dataclasses.fields(schema):
+        yield prefix + field.name
+        if nested := _nested(field):
+            yield from _names(nested, f"{prefix}{field.name}.")
