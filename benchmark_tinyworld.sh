@@ -6,13 +6,13 @@
 #   bash benchmark_tinyworld.sh only=[native,latentmem] prompts=8 folder=runs/tinyworld/look
 #   NGPU=8 bash benchmark_tinyworld.sh                    # eight processes
 #
-# NGPU: how many processes (default: one per GPU; without any, one per CPU core, at most 4). GPU, PORT: as in inference.sh.
+# GPU: which GPUs, one process each. NGPU: how many processes (default without a GPU: one per CPU core, at most 4).
 set -euo pipefail
-source "$(dirname "$0")/utils/env.sh"
+source "$(dirname "$(readlink -f "$0")")/utils/env.sh"
 use_environment
-if ! command -v nvidia-smi >/dev/null && [ -z "${NGPU:-}" ]; then
-    cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-    export NGPU=$((cores < 4 ? cores : 4))
+if [ -z "${GPU:-}${GPUS:-}${NGPU:-}" ] && ! command -v nvidia-smi >/dev/null; then
+    cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
+    NGPU=$((cores < 4 ? cores : 4))
 fi
 echo "tinyworld's benchmark: configs/tinyworld_benchmark.yaml $*"
-launch_torchrun -m tinyworld.benchmark "$@"
+launch tinyworld.benchmark "$@"

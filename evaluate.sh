@@ -6,15 +6,11 @@
 #   bash evaluate.sh a.mp4 b.mp4                                    # two files
 #   bash evaluate.sh vbench --help                                  # VBench-Long and the paper's table
 set -euo pipefail
-
-here=$PWD
-source "$(dirname "$0")/utils/env.sh"
+source "$(dirname "$(readlink -f "$0")")/utils/env.sh"
 use_environment
 module=evaluation
 if [ "${1:-}" = vbench ]; then
     module=evaluation.vbench
     shift
 fi
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 # not what lies in the caller's folder
-cd "$here"
 exec python -m "$module" "$@"

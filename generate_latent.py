@@ -4,63 +4,41 @@ Writes `latent_{position:06d}.pt`, each [F, C, H, W] in bfloat16, and `manifest.
 Which process makes a file, and whether the run was interrupted, leaves every byte as it is.
 """
 
-from pathlib import Path
-
 from pipeline.config import CorpusConfig, parse_command_line
-from pipeline.prompts import Prompt, read_prompts, sample_prompts
+from pipeline.prompts import Prompt, load_prompts, sample_prompts
+from utils.claim import claim
 from utils.errors import run
+from utils.ffmpeg import require_encoder
 from utils.files import require_writable
-from utils.processes import rank, share
-from utils.progress import Progress
+from utils.processes import rank
 
 
 def main() -> None:
-    config = parse_command_line(__doc__, CorpusConfig)
-    pool = [Prompt(0, config.prompt)] if config.prompt else read_prompts(config.data_path, config.inference_iter)
+    config = parse_command_line(CorpusConfig)
+    pool = load_prompts(config.prompt, config.data_path, config.inference_iter)
     generate(config, sample_prompts(pool, config.sample_ratio, config.seed))
 
 
 def generate(config: CorpusConfig, prompts: list[Prompt]) -> None:
     """Make this process's share of the corpus, except finished files."""
-    import torch  # slow to import, as are the modules below: only after the arguments are right
+    from pipeline.build import cut_prompts  # slow to import (torch, diffusers): only after the arguments are right
+    from pipeline.preflight import preflight
+    from pipeline.record import Digests, check_manifest, identity
+    from pipeline.run import make
+    from pipeline.samples import Sample
+    from pipeline.sinks import LatentSink
 
-    from pipeline import build
-    from pipeline.outputs import Digests, check_manifest, save_clip
-    from pipeline.pipeline import Sample, load
-    from utils.tensors import save_tensors
-
-    build.check(config)
+    if config.max_video_saves:
+        require_encoder()
+    found = preflight(config)
+    if rank() == 0 and (note := cut_prompts(found, prompts)):
+        print(note, flush=True)
     folder = require_writable(config.output_folder, need_bytes=1 << 24)
-    weights = Digests(build.weight_files(config), config.text_cache)()
-    check_manifest(folder / "manifest.json", config, prompts, weights, write=rank() == 0)
+    weights = Digests(found.files, config.text_cache)()
     samples = [Sample(prompt.text, position) for position, prompt in enumerate(prompts)]
-    batches = [samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)]
-
-    def path(sample: Sample) -> Path:
-        return folder / f"latent_{sample.index:06d}.pt"
-
-    # A batch is made anew as a whole: what is computed together stays together, to the last bit.
-    todo = [batch for batch in share(batches) if not all(config.skip_existing and path(s).exists() for s in batch)]
-    blocks, block_frames = config.num_output_frames // config.num_frame_per_block, 4 * config.num_frame_per_block
-    progress = Progress(sum(map(len, todo)), blocks, block_frames, quiet=rank() > 0)
-    progress.say(f"{len(samples)} latents to {folder}, {len(share(batches)) - len(todo)} batches finished already here")
-    if not todo:
-        return
-    progress.say(build.describe(config))
-    pipeline = load(config, prompts=[sample.prompt for batch in todo for sample in batch])
-    for batch in todo:
-        progress.begin(path(batch[0]).name, len(batch))
-        parts = []
-        for block in pipeline.blocks(batch):
-            parts.append(block.latents.to("cpu", torch.bfloat16))
-            progress.step(block.memory_bytes, block.selection.frames[0] if block.selection else (), block.dropped)
-        for sample, latents in zip(batch, torch.cat(parts, dim=1), strict=True):
-            save_tensors(path(sample), latents.clone())
-            if sample.index < config.max_video_saves:
-                save_clip(pipeline.vae, latents, folder / "videos" / f"latent_{sample.index:06d}.mp4", config.fps)
-        progress.end()
-    progress.close()
-    progress.say(f"done: {folder}")
+    with claim(folder, identity(config, prompts)) as held:
+        check_manifest(folder / "manifest.json", config, prompts, weights, write=rank() == 0)
+        make(found, samples, LatentSink(folder, config.max_video_saves, config.skip_existing), held)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Lint and test: bash test.sh [pytest options]
 set -euo pipefail
-source "$(dirname "$0")/utils/env.sh"
+source "$(dirname "$(readlink -f "$0")")/utils/env.sh"
 use_environment requirements-dev.txt
+cd "$ROOT"
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+exec python -m pytest "$@"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Train the retrieval encoder; interrupted, it goes on where it stopped.
 #
-#   bash train_ae_delta.sh                                        # configs/ae_delta.yaml on datasets/, all GPUs
-#   CONFIG=configs/tinyworld_ae.yaml bash train_ae_delta.sh       # a laptop is enough
-#   CONFIG=configs/base_ae.yaml bash train_ae_delta.sh            # reconstruction only
+#   bash train_ae_delta.sh                                        # ae/configs/ae_delta.yaml on datasets/, all GPUs
+#   bash train_ae_delta.sh ae/configs/tinyworld_ae.yaml           # a laptop is enough
+#   bash train_ae_delta.sh ae/configs/base_ae.yaml                # reconstruction only
 #   GPU=0,1 bash train_ae_delta.sh data_dir=toydatasets epochs=50 tag=toy tracker=wandb
 #
-# CONFIG: settings. GPU: which GPUs, one process each (none: one CPU process). PORT: torchrun's, default 29500.
+# GPU: which GPUs, one process each (none: one CPU process). NNODES, NODE_RANK, MASTER_ADDR, PORT: as generate_latent.sh.
 set -euo pipefail
-source "$(dirname "$0")/utils/env.sh"
+source "$(dirname "$(readlink -f "$0")")/utils/env.sh"
+choose_config ae/configs/ae_delta.yaml "$@"
 use_environment
-CONFIG=${CONFIG:-configs/ae_delta.yaml}
-echo "retrieval encoder: $CONFIG $*"
-launch_torchrun -m ae.train "$CONFIG" "$@"
+echo "retrieval encoder: $config ${settings[*]}"
+launch ae.train "$config" "${settings[@]}"

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,11 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.optim import Optimizer
 
+from ae.losses import Losses
+from ae.settings import SIZES, course
 from utils.errors import UserError
 from utils.files import atomic
 from utils.tensors import read_tensors, save_tensors
-
-SIZES = ("in_channels", "spatial_h", "spatial_w", "latent_dim", "hidden_dims")
-COURSE = (  # with the sizes and the files, all that decides what the training computes
-    *("seed", "val_split", "data_percentage", "seq_len", "batch_size", "lr", "weight_decay", "grad_clip"),
-    *("delta_weight", "delta_margin", "delta_window", "smooth_weight", "use_amp", "amp_dtype"),
-)
 
 
 @dataclass
@@ -42,6 +38,24 @@ class Progress:
     best: float = math.inf
     sums: list[float] = field(default_factory=lambda: [0.0] * 5)
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def row(self, val_sums: Sequence[float]) -> dict[str, float]:
+        """The averages of the epoch; without held-out chunks those of training stand for theirs.
+
+        Args:
+            val_sums: like `sums`, over the held-out files.
+        """
+        row: dict[str, float] = {"epoch": self.epoch, "step": self.step}
+        for part, sums in (("train", self.sums), ("val", val_sums if val_sums[0] else self.sums)):
+            for name, total in zip(Losses._fields, sums[1:], strict=True):
+                row[f"{part}_{name}"] = total / sums[0]
+        return row
+
+    def begin(self, epoch: int) -> None:
+        """Stand at the first batch of an epoch."""
+        self.epoch = epoch
+        self.batch = 0
+        self.sums = [0.0] * 5
 
 
 def save(
@@ -84,37 +98,53 @@ def resume(
     """Load a checkpoint, ours or a published one, into model, optimizer and scaler; returns where it stands.
 
     Args:
-        exact: refuse any setting or file that would change the course of the training. Otherwise only the sizes
-            must agree and `config` decides; over other files an unfinished epoch and the best loss start again.
+        exact: refuse any setting or file that would change the course of the training (`ae.settings.course`).
+            Otherwise only the sizes must agree and `config` decides; over other files an unfinished epoch and the
+            best loss start again.
 
     Raises:
         UserError: unreadable, not a training checkpoint, or one of another training.
     """
     content = read_tensors(path, "checkpoint", "correct resume=, or leave it out")
-    if not {"epoch", "model", "optimizer", "config"} <= content.keys():
-        raise UserError(f"{path} is no training checkpoint: epoch, model, optimizer and config are needed")
-    _same(config, content["config"], SIZES, f"{path} was trained", "use its sizes, or start anew with resume=none")
+    _require_training(path, content)
+    trained = content["config"]
+    _same(config, trained, SIZES, f"{path} was trained", "use its sizes, or start anew with resume=none")
     if exact:
         remedy = f"choose another tag=, start anew with resume=none, or continue all the same with resume={path}"
-        _same(config, content["config"], COURSE, f"{path} was trained", remedy)
+        _same(config, trained, course(), f"{path} was trained", remedy)
         if content.get("files") != dict(files):
             raise UserError(f"{path} was trained on other files than config's data_dir holds now; {remedy}")
     try:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        if scaler and content.get("scaler"):
+            scaler.load_state_dict(content["scaler"])
+        progress = _progress(content)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not fit the model: {' '.join(str(error).split())[:300]}") from error
     for group in optimizer.param_groups:
         group.update(lr=config["lr"], weight_decay=config["weight_decay"])
-    if scaler and content.get("scaler"):
-        scaler.load_state_dict(content["scaler"])
+    if content.get("files") != dict(files):
+        progress.begin(progress.epoch)
+        progress.best = math.inf
+    return progress
+
+
+def _progress(content: Mapping[str, Any]) -> Progress:
+    """Where a checkpoint stands; its random numbers go on from there."""
     if "progress" not in content:  # a published one: on which files its loss was measured is not known
         return Progress(epoch=content["epoch"] + 1)
     torch.set_rng_state(content["rng"])
-    progress = Progress(**content["progress"])
-    if content["files"] != dict(files):
-        progress.batch, progress.sums, progress.best = 0, Progress().sums, math.inf
-    return progress
+    return Progress(**content["progress"])
+
+
+def _require_training(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse what is not of the form that `save` writes."""
+    kinds = {"epoch": int, "model": Mapping, "optimizer": Mapping, "config": Mapping}
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind):
+            needed = ", ".join(kinds)
+            raise UserError(f"{path} is no training checkpoint: {needed} are needed, and {key} is wrong or missing")
 
 
 def export(path: Path, target: Path) -> None:

@@ -1,20 +1,24 @@
 """Training data: chunks of consecutive frames out of a folder of latent files, mapped and not read whole."""
 
-import ctypes
 import math
-import mmap
 import pickle
+import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from utils.advice import advise, pages_around
 from utils.errors import UserError
 
 PATTERN = "latent_*.pt"
+# What reading a file that is truncated, damaged or something else can raise.
+DAMAGED = (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,15 @@ class Corpus:
             val_split: part of the files that is held out: at least one file, unless it is 0 or there is one only.
             share: part of the corpus to use at all.
         """
-        order = torch.randperm(len(self.files), generator=torch.Generator().manual_seed(seed)).tolist()
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.files), generator=generator).tolist()
         order = order[: max(1, round(share * len(order)))]
-        held_out = min(max(1, round(val_split * len(order))), len(order) - 1) if val_split else 0
-        held, used = sorted(order[:held_out]), sorted(order[held_out:])
-        return [self.files[i] for i in used], [self.files[i] for i in held]
+        held_out = 0
+        if val_split:
+            held_out = min(max(1, round(val_split * len(order))), len(order) - 1)
+        held = [self.files[i] for i in sorted(order[:held_out])]
+        used = [self.files[i] for i in sorted(order[held_out:])]
+        return used, held
 
 
 def scan(folder: str | Path, latent_shape: tuple[int, int, int], seq_len: int, strict: bool = False) -> Corpus:
@@ -49,7 +57,8 @@ def scan(folder: str | Path, latent_shape: tuple[int, int, int], seq_len: int, s
         UserError: no folder, no files, or none that fits.
     """
     paths = find_latents(folder)
-    files, skipped = [], []
+    files = []
+    skipped = []
     for path in paths:
         try:
             latents = open_latents(path)
@@ -71,22 +80,59 @@ def find_latents(folder: str | Path) -> list[Path]:
     paths = sorted(folder.glob(PATTERN))
     if not paths:
         state = f"holds no {PATTERN}" if folder.is_dir() else "is not a folder"
-        raise UserError(f"data folder {folder} {state}; make a corpus with generate_latent.sh, or name another")
+        raise UserError(
+            f"data folder {folder} {state}; make a corpus with 'bash generate_latent.sh', or get a small one with "
+            "'bash download.sh samples' and set data_dir=toydatasets"
+        )
     return paths
 
 
 def open_latents(path: str | Path) -> Tensor:
-    """The tensor [F, C, H, W] of a latent file, mapped: its pages are read when they are used."""
+    """The tensor [F, C, H, W] of a latent file, mapped: its pages are read when they are used.
+
+    Raises:
+        UserError: no such file, damaged, or anything but an ordinary tensor of floating-point numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"latent file {path} is {'no file' if path.exists() else 'a link to nothing'}; remove it")
     try:
-        latents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except OSError as error:
+        latents = _load(path)
+    except PermissionError as error:
         raise UserError(f"latent file {path} cannot be read: {error.strerror}") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except DAMAGED as error:
         raise UserError(f"latent file {path} is truncated or no tensor file; make it again") from error
-    if not isinstance(latents, Tensor) or latents.ndim != 4 or not latents.is_floating_point():
-        found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        raise UserError(f"latent file {path} holds {found} and not a tensor [frames, channels, height, width]")
+    if not _is_latents(latents):
+        raise UserError(
+            f"latent file {path} holds {_describe(latents)} and not a tensor [frames, channels, height, width] of "
+            "floating-point numbers"
+        )
     return latents
+
+
+def _load(path: Path) -> Any:
+    is_mappable = zipfile.is_zipfile(path)  # PyTorch's format of before 2020 is not
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is wrong with a file is said in one line
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
+
+
+def _is_latents(content: Any) -> bool:
+    if not isinstance(content, Tensor) or content.ndim != 4 or not content.is_floating_point():
+        return False
+    return content.layout == torch.strided and content.device.type == "cpu" and not content.is_quantized
+
+
+def _describe(content: Any) -> str:
+    """What was found in a file, in few words."""
+    if not isinstance(content, Tensor):
+        return f"a {type(content).__name__}"
+    words = [str(content.dtype).removeprefix("torch.")]
+    if content.layout != torch.strided:
+        words.append("sparse")
+    if content.device.type != "cpu":
+        words.append("without values")
+    return f"{list(content.shape)} of {' '.join(words)}"
 
 
 class LatentChunks(Dataset):
@@ -109,20 +155,26 @@ class LatentChunks(Dataset):
         complaint = ""
         for path in self.files[index:] + self.files[:index]:
             try:
-                return self._chunk(path, draw), complaint
+                chunk = self._chunk(path, draw)
             except UserError as error:
                 complaint = complaint or str(error)
+            else:
+                return chunk, complaint
         raise UserError(f"no chunk of any file can be used, for example: {complaint}")
 
     def _chunk(self, path: Path, draw: int) -> Tensor:
         latents = open_latents(path)
-        start = draw % (latents.shape[0] - self.seq_len + 1)
+        choices = latents.shape[0] - self.seq_len + 1
+        if choices < 1:  # it was long enough at the start
+            raise UserError(f"latent file {path} has changed and is shorter than seq_len {self.seq_len} now")
+        start = draw % choices
         part = latents[start : start + self.seq_len]
-        _advise(latents, "MADV_RANDOM")
-        _advise(part, "MADV_WILLNEED")
+        # Left alone, the kernel may read megabytes around each page that is used.
+        advise(pages_around(latents), "MADV_RANDOM")
+        advise(pages_around(part), "MADV_WILLNEED")
         chunk = part.to(torch.float32, copy=True)
         if not chunk.sum().isfinite():  # a tenth of the time of looking at every value
-            raise UserError(f"latent file {path} holds NaN or infinity")
+            raise UserError(f"latent file {path} holds NaN, infinity or immense numbers")
         return chunk
 
 
@@ -139,8 +191,13 @@ class Batches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, files: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        self.files, self.batch_size, self.seed, self.rank, self.world = files, batch_size, seed, rank, world
-        self.epoch, self.skip = 0, 0
+        self.files = files
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+        self.skip = 0
 
     def __len__(self) -> int:
         return math.ceil(self.files / self.batch_size)
@@ -157,21 +214,17 @@ class Batches(Sampler[list[tuple[int, int]]]):
             yield batch[self.rank :: self.world]
 
 
-def _advise(mapped: Tensor, advice: str) -> None:
-    """Tell the kernel how a mapped tensor will be read; left alone, it may read megabytes around each page of it."""
-    if hasattr(mmap, advice):  # not on every system, and never needed
-        start = mapped.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-        length = mapped.data_ptr() + mapped.nbytes - start
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), getattr(mmap, advice))
-
-
 def _fits(latents: Tensor, path: Path, latent_shape: tuple[int, int, int], seq_len: int) -> None:
-    frames, *shape = latents.shape
-    if tuple(shape) != latent_shape:
-        size = " x ".join
+    frames = latents.shape[0]
+    shape = tuple(latents.shape[1:])
+    if shape != latent_shape:
         raise UserError(
-            f"{path} holds latents of {size(map(str, shape))} and the config asks for {size(map(str, latent_shape))} "
+            f"{path} holds latents of {_size(shape)} and the config asks for {_size(latent_shape)} "
             "(in_channels, spatial_h, spatial_w)"
         )
     if frames < seq_len:
         raise UserError(f"{path} has {frames} frames and seq_len is {seq_len}")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -34,9 +34,19 @@ def chunk_losses(
     """
     mse = F.mse_loss(recon.float(), x.float())
     z = z.float()
-    delta = delta_weight * window_delta(z, delta_margin, delta_window) if delta_weight else mse.new_zeros(())
-    smooth = smooth_weight * acceleration(z) if smooth_weight else mse.new_zeros(())
+    delta = mse.new_zeros(())
+    smooth = mse.new_zeros(())
+    if delta_weight:
+        delta = delta_weight * window_delta(z, delta_margin, delta_window)
+    if smooth_weight:
+        smooth = smooth_weight * acceleration(z)
     return Losses(mse + delta + smooth, mse, delta, smooth)
+
+
+def weighted(losses: Losses, chunks: int) -> Tensor:
+    """[5] float64: the number of chunks, then each loss times it; sums of these give averages over chunks."""
+    values = torch.stack([torch.ones_like(losses.total), *losses])
+    return values.double().detach() * chunks
 
 
 def window_delta(z: Tensor, margin: float, window: int) -> Tensor:
@@ -47,9 +57,13 @@ def window_delta(z: Tensor, margin: float, window: int) -> Tensor:
     Args:
         z: embeddings [B, S, D].
     """
-    offsets = range(1, min(z.shape[1] - 1, window) + 1)
-    terms = [F.relu(F.cosine_similarity(z[:, k:], z[:, :-k], dim=-1) - margin).mean() for k in offsets]
-    return torch.stack(terms).mean() if terms else z.new_zeros(())
+    terms = []
+    for k in range(1, min(z.shape[1] - 1, window) + 1):
+        cosine = F.cosine_similarity(z[:, k:], z[:, :-k], dim=-1)
+        terms.append(F.relu(cosine - margin).mean())
+    if not terms:
+        return z.new_zeros(())
+    return torch.stack(terms).mean()
 
 
 def acceleration(z: Tensor) -> Tensor:

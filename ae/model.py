@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,9 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ae.params import LatentAEParams
 from utils.errors import UserError
 from utils.tensors import fill, read_tensors
-
-
-@dataclass(frozen=True)
-class LatentAEParams:
-    """Sizes of a `LatentAE`, under the names that training configs and checkpoints use."""
-
-    in_channels: int = 16
-    spatial_h: int = 60
-    spatial_w: int = 104
-    latent_dim: int = 1024
-    hidden_dims: tuple[int, ...] = (64, 128, 256)
-
-    @property
-    def feature_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) after the encoder's last level; each level halves and rounds up."""
-        scale = 2 ** len(self.hidden_dims)
-        return self.hidden_dims[-1], math.ceil(self.spatial_h / scale), math.ceil(self.spatial_w / scale)
 
 
 class LatentAE(nn.Module):
@@ -170,8 +153,10 @@ def _params(
     if config:
         try:
             values = {name: config[name] for name in names}
-            return LatentAEParams(**values | {"hidden_dims": tuple(int(c) for c in values["hidden_dims"])})
-        except (KeyError, TypeError, ValueError) as error:
+            widths = tuple(int(width) for width in values.pop("hidden_dims"))
+            sizes = {name: int(value) for name, value in values.items()}
+            return LatentAEParams(hidden_dims=widths, **sizes)
+        except (KeyError, TypeError, ValueError, UserError) as error:
             raise UserError(f"config in {path} lacks a usable value among {', '.join(names)}: {error}") from error
     if not {"encoder.fc.weight", "encoder.conv_stack.0.weight"} <= weights.keys():
         raise UserError(f"{path} is no encoder checkpoint: it has neither a config nor an encoder's weights")

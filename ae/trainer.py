@@ -4,57 +4,73 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ae import checkpoint
 from ae.checkpoint import Progress
 from ae.dataset import Batches, LatentChunks, scan
-from ae.losses import Losses, chunk_losses
-from ae.model import LatentAE, LatentAEParams
-from ae.train import TrainSettings
+from ae.losses import Losses, chunk_losses, weighted
+from ae.model import LatentAE
+from ae.preflight import require_room
+from ae.settings import TrainSettings
 from utils.errors import UserError
-from utils.files import require_writable
+from utils.worker import end_with
 
 
 class Trainer:
-    """One training: data, model and optimizer of this process, and where it stands."""
+    """One training: model, optimizer and data of this process, and where it stands.
 
-    def __init__(self, settings: TrainSettings):
+    Args:
+        train: files to train on.
+        held_out: files that are only measured.
+    """
+
+    def __init__(self, settings: TrainSettings, train: list[Path], held_out: list[Path]) -> None:
         self.settings = settings
         self.config = asdict(settings) | {"hidden_dims": list(settings.hidden_dims)}
         self.folder = Path(settings.log_dir) / settings.tag
-        params = LatentAEParams(**{f.name: getattr(settings, f.name) for f in fields(LatentAEParams)})
-        shape = (params.in_channels, params.spatial_h, params.spatial_w)
-        corpus = scan(settings.data_dir, shape, settings.seq_len, settings.strict)
-        train, val = corpus.split(settings.val_split, settings.seed, settings.data_percentage)
-        self.files = {"train": [p.name for p in train], "val": [p.name for p in val]}
+        self.files = {"train": [path.name for path in train], "val": [path.name for path in held_out]}
+        self.progress = Progress()
+        self.skipped: set[str] = set()
 
         torch.manual_seed(settings.seed)
-        model = LatentAE(params)
-        state_bytes = 3 * sum(p.nbytes for p in model.parameters())  # the optimizer keeps two numbers a weight
-        kept = settings.epochs // settings.save_every if settings.save_every else 0
-        require_writable(self.folder, need_bytes=(3 + kept) * state_bytes)  # best, last, and the one being written
-        self.accelerator = accelerator = _accelerator(settings, self.folder)
+        model = LatentAE(settings.params)
         optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.accelerator = _accelerator(settings, self.folder)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
-        rank, world = accelerator.process_index, accelerator.num_processes
+        rank = self.accelerator.process_index
+        world = self.accelerator.num_processes
         self.batches = Batches(len(train), settings.batch_size, settings.seed, rank, world)
-        held_out = list(Batches(len(val), settings.batch_size, settings.seed))[rank::world]
-        self.train_loader = self._loader(LatentChunks(train, settings.seq_len), self.batches)
-        self.val_loader = self._loader(LatentChunks(val, settings.seq_len), held_out)  # the same chunks every epoch
+        self.train_loader = self._loader(train, self.batches)
+        same_every_epoch = list(Batches(len(held_out), settings.batch_size, settings.seed))
+        self.val_loader = self._loader(held_out, same_every_epoch[rank::world])
 
-        self.skipped: set[str] = set()
+    @classmethod
+    def start(cls, settings: TrainSettings) -> "Trainer":
+        """Look at the files and the disk, and go on where an earlier run stopped.
+
+        Raises:
+            UserError: no file can be used, the run's folder cannot hold the checkpoints, or `resume` does not fit.
+        """
+        params = settings.params
+        shape = (params.in_channels, params.spatial_h, params.spatial_w)
+        corpus = scan(settings.data_dir, shape, settings.seq_len, settings.strict)
+        train, held_out = corpus.split(settings.val_split, settings.seed, settings.data_percentage)
+        require_room(settings)
+        trainer = cls(settings, train, held_out)
         for complaint in corpus.skipped:
-            self._skip(complaint)
-        self.progress = self._resume()
+            trainer._skip(complaint)
+        trainer.progress = trainer._resume()
+        return trainer
 
     def run(self) -> None:
         """Train to the last epoch; curves and checkpoints land in the run's folder."""
@@ -64,6 +80,7 @@ class Trainer:
             self._finish_epoch(epoch, self._validate())
         if self.accelerator.is_main_process and self.progress.history and (self.folder / "best.pt").is_file():
             self._conclude()
+        self.accelerator.wait_for_everyone()  # a process that leaves while another works can wait for it for ever
         self.accelerator.end_training()
         if self.skipped:
             self.say(f"{len(self.skipped)} bad files were skipped (named above)")
@@ -76,8 +93,10 @@ class Trainer:
             sys.stdout.flush()
 
     def _train_epoch(self, epoch: int) -> None:
-        progress, settings = self.progress, self.settings
-        self.batches.epoch, self.batches.skip = epoch, progress.batch
+        progress = self.progress
+        settings = self.settings
+        self.batches.epoch = epoch
+        self.batches.skip = progress.batch
         sums = torch.tensor(progress.sums, dtype=torch.float64)
         if not self.accelerator.is_main_process:
             sums.zero_()  # what was summed before a resume is counted once
@@ -85,7 +104,7 @@ class Trainer:
         self.model.train()
         for chunks in self._watch(self.train_loader, epoch):
             losses = self._step(chunks)
-            sums += _weighted(losses, len(chunks))
+            sums += weighted(losses, len(chunks))
             progress.batch += 1
             progress.step += 1
             if progress.step % settings.log_every == 0:
@@ -98,8 +117,14 @@ class Trainer:
     def _step(self, chunks: torch.Tensor) -> Losses:
         """One optimizer step on chunks [B, S, C, H, W]."""
         self.optimizer.zero_grad()
-        losses = self._losses(self.model, chunks)
-        self.accelerator.backward(losses.total)
+        try:
+            losses = self._losses(self.model, chunks)
+            self.accelerator.backward(losses.total)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory is full with batch_size {self.settings.batch_size} and seq_len "
+                f"{self.settings.seq_len}; lower one, or use more GPUs"
+            ) from error
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
         self.optimizer.step()
         return Losses(*(value.detach() for value in losses))
@@ -113,36 +138,47 @@ class Trainer:
             self._hear(complaints)
             with self.accelerator.autocast():
                 losses = self._losses(model, chunks.to(self.accelerator.device))
-            sums += _weighted(losses, len(chunks))
+            sums += weighted(losses, len(chunks))
         return self.accelerator.reduce(sums).tolist()
 
     def _losses(self, model: torch.nn.Module, chunks: torch.Tensor) -> Losses:
-        s = self.settings
         recon, z = model(chunks)
-        return chunk_losses(chunks, recon, z, s.delta_weight, s.delta_margin, s.delta_window, s.smooth_weight)
+        return chunk_losses(
+            chunks,
+            recon,
+            z,
+            delta_weight=self.settings.delta_weight,
+            delta_margin=self.settings.delta_margin,
+            delta_window=self.settings.delta_window,
+            smooth_weight=self.settings.smooth_weight,
+        )
 
     def _finish_epoch(self, epoch: int, val_sums: list[float]) -> None:
         """Add a row to the curves, keep the best, and save where the next epoch begins."""
         progress = self.progress
-        row: dict[str, float] = {"epoch": epoch, "step": progress.step}
-        row |= {f"train_{k}": v for k, v in _averages(progress.sums).items()}
-        row |= {f"val_{k}": v for k, v in _averages(val_sums if val_sums[0] else progress.sums).items()}
+        row = progress.row(val_sums)
         if not math.isfinite(row["train_total"] + row["val_total"]):
             raise UserError(f"the loss is {row['train_total']} in epoch {epoch + 1}; lower lr, or set use_amp=false")
         progress.history.append(row)
-        progress.epoch, progress.batch, progress.sums = epoch + 1, 0, Progress().sums
+        progress.begin(epoch + 1)
         improved = row["val_total"] < progress.best
-        progress.best = min(progress.best, row["val_total"])
         if improved:
+            progress.best = row["val_total"]
             self._save("best.pt")
         if self.settings.save_every and (epoch + 1) % self.settings.save_every == 0:
             self._save(f"epoch_{epoch + 1:04d}.pt")
         self._save("last.pt")
         if self.accelerator.is_main_process:
             checkpoint.write_curve(self.folder / "curve.csv", progress.history)
-        self.accelerator.log({k: v for k, v in row.items() if k.startswith("val_")}, step=progress.step)
-        parts = " ".join(f"{name} {row[f'train_{name}']:.4f}" for name in Losses._fields)
-        self.say(f"epoch {epoch + 1}/{self.settings.epochs}: {parts}, held out {row['val_total']:.4f}")
+        self._report(row)
+
+    def _report(self, row: dict[str, float]) -> None:
+        """Say how the last epoch went, and send it to the tracker."""
+        held_out = {name: value for name, value in row.items() if name.startswith("val_")}
+        self.accelerator.log(held_out, step=self.progress.step)
+        losses = [f"{name} {row[f'train_{name}']:.4f}" for name in Losses._fields]
+        title = f"epoch {row['epoch'] + 1}/{self.settings.epochs}"
+        self.say(f"{title}: {' '.join(losses)}, held out {row['val_total']:.4f}")
 
     def _save(self, name: str) -> None:
         if self.accelerator.is_main_process:
@@ -151,45 +187,59 @@ class Trainer:
             checkpoint.save(self.folder / name, model, self.optimizer, scaler, self.config, self.progress, self.files)
 
     def _resume(self) -> Progress:
-        last = self.folder / "last.pt"
-        choice = {"": "none", "auto": str(last) if last.is_file() else "none"}.get(
-            self.settings.resume, self.settings.resume
-        )
+        """Load the state that `resume` names, if there is one; where it stands."""
+        choice = self.settings.resume or "none"
+        exact = choice == "auto"
+        if exact:
+            last = self.folder / "last.pt"
+            choice = str(last) if last.is_file() else "none"
         if choice == "none":
             return Progress()
         model = self.accelerator.unwrap_model(self.model)
-        exact = self.settings.resume == "auto"
-        state = (self.optimizer, self.accelerator.scaler, self.config, self.files, exact)
-        progress = checkpoint.resume(Path(choice), model, *state)
+        state = (model, self.optimizer, self.accelerator.scaler)
+        progress = checkpoint.resume(Path(choice), *state, self.config, self.files, exact)
         self.say(f"resumed {choice} at epoch {progress.epoch + 1}, batch {progress.batch + 1}")
         return progress
 
     def _announce(self) -> None:
-        settings, train, val = self.settings, len(self.files["train"]), len(self.files["val"])
+        settings = self.settings
+        train = len(self.files["train"])
+        held_out = len(self.files["val"])
         self.say(
-            f"{train} files to train on, {val} held out; {len(self.batches)} batches an epoch on "
+            f"{train} files to train on, {held_out} held out; {len(self.batches)} batches an epoch on "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type} ({self.accelerator.mixed_precision})"
         )
         if train < settings.batch_size:
             self.say(f"fewer files than batch_size {settings.batch_size}: each epoch is one batch of {train}")
-        if not val:
+        if not held_out:
             self.say("no file is held out: the training loss decides which checkpoint is best")
         if self.progress.epoch >= settings.epochs:
             self.say(f"all {settings.epochs} epochs are done; raise epochs= to go on or start anew with resume=none")
         names = {"name": settings.tag, "entity": settings.wandb_entity or None}
-        flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self.config.items()}
+        flat = {}
+        for key, value in self.config.items():
+            flat[key] = value if isinstance(value, int | float | str) else str(value)
         self.accelerator.init_trackers(settings.wandb_project, flat, {"wandb": names})
 
     def _watch(self, loader: DataLoader, epoch: int) -> Iterator[torch.Tensor]:
         """The loader's chunks on this device; a bar on a terminal, complaints counted."""
         quiet = not (self.accelerator.is_main_process and sys.stderr.isatty())
-        total, title = len(self.batches), f"epoch {epoch + 1}"
+        title = f"epoch {epoch + 1}"
+        bar = tqdm(loader, title, len(self.batches), initial=self.batches.skip, leave=False, disable=quiet)
         try:
-            for chunks, complaints in tqdm(loader, title, total, initial=self.batches.skip, leave=False, disable=quiet):
+            for chunks, complaints in bar:
                 self._hear(complaints)
                 yield chunks.to(self.accelerator.device, non_blocking=True)
         except UserError as error:  # a loader's worker puts its traceback before the message
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from error
+            last_line = str(error).strip().splitlines()[-1]
+            raise UserError(last_line.removeprefix("utils.errors.UserError: ")) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a process that loads data was killed, most likely because the memory is full; lower num_workers "
+                f"({loader.num_workers}) or batch_size ({self.settings.batch_size}), then the same command goes on"
+            ) from error
 
     def _hear(self, complaints: list[str]) -> None:
         for complaint in filter(None, complaints):
@@ -213,12 +263,21 @@ class Trainer:
         checkpoint.write_curve(self.folder / "curve.csv", self.progress.history)
         draw_curve(self.progress.history, self.folder / "curve.png")
 
-    def _loader(self, dataset: Dataset, batches: Any) -> DataLoader:
+    def _loader(self, files: list[Path], batches: Any) -> DataLoader:
         workers = min(self.settings.num_workers, os.cpu_count() or 1)
-        pin = self.accelerator.device.type == "cuda"
         return DataLoader(
-            dataset, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin
+            LatentChunks(files, self.settings.seq_len),
+            batch_sampler=batches,
+            num_workers=workers,
+            worker_init_fn=partial(_end_with, os.getpid()),
+            persistent_workers=workers > 0,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
+
+
+def _end_with(parent: int, worker: int) -> None:
+    """Have a process that loads data end when this one does, however that ends."""
+    end_with(parent)
 
 
 def _accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
@@ -228,11 +287,3 @@ def _accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
     precision = settings.amp_dtype if settings.use_amp and not cpu else "no"
     tracker = None if settings.tracker == "none" else settings.tracker
     return Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=folder)
-
-
-def _weighted(losses: Losses, chunks: int) -> torch.Tensor:
-    return torch.stack([torch.ones_like(losses.total), *losses]).double().detach() * chunks
-
-
-def _averages(sums: list[float]) -> dict[str, float]:
-    return {name: value / sums[0] for name, value in zip(Losses._fields, sums[1:], strict=True)}

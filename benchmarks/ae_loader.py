@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from utils.errors import run
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ae_loader", description=__doc__.split("\n")[0])
@@ -62,4 +64,4 @@ def _forget(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -83,7 +83,7 @@ def generate(config: LongConfig) -> None:
                 "seconds": now - started,
                 "resident": process.memory_info().rss,
                 "tier_bytes": dict(block.tier_bytes),
-                "dropped": len(block.dropped),
+                "dropped": len(block.transfers.dropped),
                 "digest": hashlib.sha256(block.latents.cpu().numpy().tobytes()).hexdigest()[:16],
             }
         )

@@ -36,14 +36,24 @@ def make_model(size: str, device, dtype):
         return CausalWanModel(**SIZES[size]).to(dtype).eval().requires_grad_(False)
 
 
+def format_of(size: str):
+    """The latents that go with a transformer of that size."""
+    from wan.params import LatentFormat, latent_format
+
+    return latent_format(_vae_sizes(size)) if _vae_sizes(size) else LatentFormat()
+
+
+def _vae_sizes(size: str) -> dict:
+    return MINIATURE_VAE if size in ("tinyworld", "small") else {}
+
+
 def make_vae(kind: str, size: str, device, dtype):
     """The frozen video autoencoder, full or tiny, that goes with a transformer of that size."""
     import torch
     from diffusers import AutoencoderKLWan
 
-    from wan.tiny_vae import TinyVAE
+    from wan.taehv import TAEHV
 
     with torch.device(device):
-        full = MINIATURE_VAE if size in ("tinyworld", "small") else {}
-        vae = TinyVAE() if kind == "tiny" else AutoencoderKLWan(**full)
+        vae = TAEHV() if kind == "tiny" else AutoencoderKLWan(**_vae_sizes(size))
     return vae.to(dtype).eval().requires_grad_(False)

@@ -14,51 +14,35 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from benchmarks.random_models import SIZES, make_model, make_vae
-from pipeline.bank import BankConfig
+from pipeline.bank.settings import BankSettings
 from utils.errors import run
 from utils.files import write_json
-from utils.settings import load_settings, require_choice, to_dict
+from utils.settings import Settings, load_settings, setting, to_dict
 
 
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """What to measure.
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig(Settings):
+    """What to measure"""
 
-    Attributes:
-        size: a name in `SIZES`.
-        height, width: of the video, in pixels.
-        blocks: blocks of each method that count; they follow those that fill window and memory.
-        steps: denoising steps a block.
-        plain: also run the plain way.
-        vae: full or tiny, as for a run.
-        device, dtype, attention_backend, compile: as for a run.
-        bank: tiers and storage of the memory, as for a run.
-        output: where the JSON goes.
-    """
-
-    size: str = "tinyworld"
-    height: int = 64
-    width: int = 96
-    blocks: int = 20
-    steps: int = 4
-    batch_size: int = 1
-    plain: bool = True
-    vae: str = "full"
-    device: str = "auto"
-    dtype: str = "auto"
-    attention_backend: str = "native"
-    compile: bool = False
-    seed: int = 0
-    bank: BankConfig = field(default_factory=BankConfig)
-    output: str = "runs/benchmark.json"
-
-    def __post_init__(self) -> None:
-        require_choice("size", self.size, SIZES)
-        require_choice("vae", self.vae, ("full", "tiny"))
+    size: str = setting("tinyworld", "sizes of the transformer", choices=SIZES)
+    height: int = setting(64, "of the video, in pixels", at_least=16, at_most=16384)
+    width: int = setting(96, "of the video, in pixels", at_least=16, at_most=16384)
+    blocks: int = setting(20, "blocks of each method that count, after those that fill window and memory", at_least=2)
+    steps: int = setting(4, "denoising steps a block", at_least=1, at_most=1000)
+    batch_size: int = setting(1, "videos generated together", at_least=1, at_most=4096)
+    plain: bool = setting(True, "also run the plain way")
+    vae: str = setting("full", "decoder", choices=("full", "tiny"))
+    device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda"))
+    dtype: str = setting("auto", "of the models", choices=("auto", "float32", "bfloat16"))
+    attention_backend: str = setting("native", "one of diffusers' attention backends")
+    compile: bool = setting(False, "compile the transformer's blocks")
+    seed: int = setting(0, "of all noise")
+    bank: BankSettings = setting(BankSettings, "the frames outside the window")
+    output: str = setting("runs/benchmark.json", "where the JSON goes", writes=True)
 
 
 def main() -> None:
@@ -74,7 +58,7 @@ def measure(config: BenchmarkConfig) -> dict:
     import torch
 
     from benchmarks.machine import copy_rate, matmul_rate, peaks
-    from pipeline.build import find_device
+    from pipeline.preflight import find_device
 
     torch.manual_seed(config.seed)
     device = find_device(config.device)
@@ -141,10 +125,11 @@ def end_to_end(config: BenchmarkConfig, model, vae, device, dtype) -> dict:
     one = Run("latentmem", config, device, dtype)
     one.start(model, staged=False)
     with Background(side.use_device) as background:
-        for block in one.blocks:
+        for _ in range(one.warmup + config.blocks):
+            block = one.generation.step()
             background.do(decode, block.latents, side.after_now())
     steady = done[-config.blocks - 1 :]
-    rate = 12 * config.batch_size * config.blocks / (steady[-1] - steady[0])
+    rate = block_pixels(config) * config.blocks / (steady[-1] - steady[0])
     return {"first_frame_s": done[0] - started, "frames_per_s": rate, **peaks(device)}
 
 
@@ -159,49 +144,56 @@ class Run:
         self.stages: dict[str, list[float]] = defaultdict(list)  # seconds, a block each
         self.moved: dict[str, list[int]] = defaultdict(list)  # bytes read and written
         self.copied: list[int] = []
-        self.placed = 0
 
     def start(self, model, staged: bool = True) -> None:
         import torch
 
-        from benchmarks.plain import PlainCache
-        from pipeline.context import Layout, RetrievedMemory, SlidingWindow
-        from pipeline.kv_cache import KVCache, ring_frames
-        from pipeline.memory import build_memory
+        from benchmarks.random_models import format_of
+        from pipeline.bank.bank import build_bank
+        from pipeline.context import RetrievedMemory, SlidingWindow
+        from pipeline.descriptors import AvgPool
+        from pipeline.generation import Generation
+        from pipeline.kv_cache import FrameShape, KVCache
         from pipeline.noise import SeededNoise
-        from pipeline.retrieval import AvgPool, Retrieval
-        from pipeline.rollout import rollout
+        from pipeline.pipeline import leaving_frames
+        from pipeline.plain import PlainCache
+        from pipeline.retrieval import Retrieval
         from pipeline.sampler import FlowSchedule, Sampler
 
-        config, params = self.config, model.params
-        frames = 3 * (self.warmup + config.blocks)
-        shape = (params.in_dim, config.height // 8, config.width // 8)
-        policy = RetrievedMemory(Layout(12, 1, 6, 5)) if self.latentmem else SlidingWindow(Layout(12, 1))
-        tokens = params.tokens_per_frame(*shape[1:])
-        retrieval = Retrieval(AvgPool()) if self.latentmem else None
-        _, ph, pw = params.patch_size
+        config, params, batch = self.config, model.params, self.config.batch_size
+        latent = format_of(config.size).shape(config.height, config.width)
+        policy = RetrievedMemory() if self.latentmem else SlidingWindow()
+        frames = policy.block * (self.warmup + config.blocks)
+        shape = FrameShape.of(params, *latent[1:], batch)
+        index = Retrieval(AvgPool().load(latent, self.device)) if self.latentmem else None
         if self.plain:
-            cache = PlainCache((shape[1] // ph, shape[2] // pw), self.device)
+            cache = PlainCache(shape, self.device)
         else:
-            kv = (config.batch_size, 2, params.num_layers, tokens, params.num_heads, params.head_dim)
-            leaving = frames - ring_frames(policy) - policy.layout.sink
-            memory = build_memory(config.bank, retrieval, kv, leaving, self.dtype, self.device) if retrieval else None
-            cache = KVCache(params, policy, *shape[1:], config.batch_size, memory, self.device, self.dtype)
+            leaving = leaving_frames(policy, frames)
+            bank = build_bank(config.bank, index, shape.dims, leaving, self.dtype, self.device) if index else None
+            cache = KVCache(shape, policy, bank, self.device, self.dtype)
         self.cache = cache
         if staged and not self.plain:
-            cache._place = self.counted(cache._place)
             cache.begin = self.timed("assemble the context", cache.begin)
-            cache.recall = self.timed("fetch", cache.recall)
-        if staged and retrieval:
-            retrieval.select = self.timed("select", retrieval.select)
-            retrieval.add = self.timed("describe", retrieval.add)
+            cache.prefetch = self.timed("fetch", cache.prefetch)
+        if staged and index:
+            index.select = self.timed("select", index.select)
+            index.add = self.timed("describe", index.add)
         schedule = FlowSchedule()
         steps = schedule.steps([1000 - i * 1000 // config.steps for i in range(config.steps)], warp=True)
-        text = torch.randn(config.batch_size, params.text_len, params.text_dim, device=self.device, dtype=self.dtype)
-        noise = SeededNoise(config.seed, [(i, 0) for i in range(config.batch_size)])
-        self.flops = block_flops(params, tokens, policy.layout.window, config.steps + 1) * config.batch_size
-        self.blocks: Iterator = rollout(
-            model, text, policy, cache, retrieval, Sampler(schedule, steps), noise, frames, shape
+        text = torch.randn(batch, params.text_len, params.text_dim, device=self.device, dtype=self.dtype)
+        self.flops = block_flops(params, shape.tokens(), policy.local_attn_size, config.steps + 1) * batch
+        self.generation = Generation(
+            model=model,
+            policy=policy,
+            cache=cache,
+            index=index,
+            sampler=Sampler(schedule, steps),
+            noise=SeededNoise(config.seed, [(i, 0) for i in range(batch)]),
+            text=model.encode_text(text),
+            shape=(batch, policy.block, *latent),
+            device=self.device,
+            frames=frames,
         )
 
     def timed(self, stage: str, function: Callable) -> Callable:
@@ -214,26 +206,19 @@ class Run:
 
         return wrapped
 
-    def counted(self, place: Callable) -> Callable:
-        def wrapped(slot, index, frame, kv, samples, *rest):
-            before = self.cache.placed.get((slot, samples[0]))
-            place(slot, index, frame, kv, samples, *rest)
-            if self.cache.placed[slot, samples[0]] != before:
-                self.placed += kv.nbytes
-
-        return wrapped
-
     def bytes_moved(self) -> int:
-        """Read and written so far in this block: records of the memory, and frames put into the context."""
-        memory = self.cache.memory
-        return 2 * (self.placed + (memory.traffic.bytes if memory else 0))
+        """Read and written so far in this block: records of the bank, and frames put into the context."""
+        if self.plain:
+            return 0
+        bank = self.cache.bank
+        return 2 * (self.cache.placed_bytes + (bank.transfers.bytes if bank else 0))
 
     def step(self) -> None:
         started = self.now()
         marks = {stage: len(times) for stage, times in self.stages.items()}
-        block = next(self.blocks)
+        block = self.generation.step()
         self.seconds.append(self.now() - started)
-        self.copied.append(block.copied_bytes)
+        self.copied.append(block.transfers.bytes)
         for kind in (self.stages, self.moved):  # calls of one block count together
             for stage, values in kind.items():
                 values[marks.get(stage, 0) :] = [sum(values[marks.get(stage, 0) :])]
@@ -261,12 +246,20 @@ class Run:
         return {
             "block_s": block,
             "quartiles_s": statistics.quantiles(self.seconds[-count:], n=4),
-            "frames_per_s": 12 * self.config.batch_size / block,
+            "frames_per_s": block_pixels(self.config) / block,
             "stages": stages,
             "tflop": self.flops / 1e12,
             "of_matmul_rate": self.flops / block / 1e12 / machine["matmul_tflops"],
             "copied_mb": statistics.median(self.copied[-count:]) / 1e6,
         }
+
+
+def block_pixels(config: BenchmarkConfig) -> int:
+    """Pixel frames of a block of all samples."""
+    from benchmarks.random_models import format_of
+    from pipeline.context import SlidingWindow
+
+    return format_of(config.size).block_frames(SlidingWindow().block) * config.batch_size
 
 
 def block_flops(params, tokens: int, window: int, forwards: int) -> float:

@@ -1,6 +1,6 @@
 """What smaller storage costs: `python -m benchmarks.storage [CONFIG.yaml]`.
 
-Generates the same video with frames outside the window kept in each type of `pipeline.codec`, and
+Generates the same video with frames outside the window kept in each type of `pipeline.bank.codec`, and
 compares selections and latents with those of the model's own type.
 """
 
@@ -17,7 +17,7 @@ def main() -> None:
     import torch
 
     from pipeline import load
-    from pipeline.codec import STORAGES
+    from pipeline.bank.codec import STORAGES
 
     config = sys.argv[1] if sys.argv[1:] else "configs/tinyworld_latentmem.yaml"
     print("| storage | memory at the end | blocks with the same selection | rms difference, first 10 s | whole |")

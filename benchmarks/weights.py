@@ -9,7 +9,7 @@ import resource
 import time
 from pathlib import Path
 
-from utils.download import WAN_FOLDER
+from pipeline.backbones import WAN_FOLDER
 from utils.errors import run
 
 PARTS = ("generator", "text_encoder", "vae", "check", "block")
@@ -25,8 +25,8 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from pipeline import build
     from pipeline.config import RunConfig
+    from pipeline.preflight import preflight
     from wan.checkpoint import load_generator
     from wan.text_encoder import load_umt5
     from wan.vae import load_vae
@@ -36,14 +36,14 @@ def main() -> None:
     encoder = folder / "models_t5_umt5-xxl-enc-bf16.pth"
     vae = folder / "Wan2.1_VAE.pth"
     config = RunConfig(
-        str(generator), model_root=str(folder.parent), dtype=arguments.dtype, device="cpu",
+        generator_ckpt=str(generator), model_root=str(folder.parent), dtype=arguments.dtype, device="cpu",
         height=arguments.height, width=arguments.width, num_output_frames=3,
     )  # fmt: skip
     before, started = peak(), time.perf_counter()
     if arguments.part == "block":
-        block(config, build)
+        block(config)
     elif arguments.part == "check":
-        build.check(config)
+        preflight(config)
     elif arguments.part == "generator":
         load_generator(generator, folder.name, folder, device="cpu", dtype=dtype)
     elif arguments.part == "text_encoder":
@@ -57,19 +57,21 @@ def main() -> None:
     print(f"of which {before / 1e9:.2f} GB are the imports")
 
 
-def block(config, build) -> None:
+def block(config) -> None:
     """Load the transformer and generate one block from an empty prompt."""
     import torch
 
+    from pipeline.build import assemble, build_model
     from pipeline.noise import SeededNoise
-    from pipeline.pipeline import Pipeline
+    from pipeline.preflight import placement
+    from wan.params import LatentFormat
 
-    device, dtype = build.placement(config)
-    model = build.build_model(config, device, dtype)
-    pipeline = Pipeline(config, device, model, None, None)
+    device, dtype = placement(config)
+    model = build_model(config, device, dtype)
+    pipeline = assemble(config, model, LatentFormat(), device)
     started = time.perf_counter()
     text = torch.zeros(1, model.params.text_len, model.params.text_dim)
-    (made,) = pipeline.blocks_of(text, SeededNoise(0, [(0, 0)]))
+    made = pipeline.start_from(text, SeededNoise(0, [(0, 0)])).step()
     print(f"one block {tuple(made.latents.shape)}: {time.perf_counter() - started:.1f} s, std {made.latents.std():.2f}")
 
 

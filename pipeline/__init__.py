@@ -1,12 +1,19 @@
 """The causal pipeline; `from pipeline import load` is the way in.
 
-`load` is looked up on use, so that importing one module here costs no more than that module.
+The way of a video through it: `config` and `prompts` say what is wanted, `preflight` looks whether it can
+be had, `build` makes a `Pipeline`, whose `Generation` plans each block (`context`), denoises it (`sampler`,
+`noise`) over its keys and values (`kv_cache`, `bank/`) and chooses what the next one retrieves (`descriptors`,
+`retrieval`, `selection`); `run` hands the blocks to `sinks`, which `decode` and `record` them.
+
+Names are looked up on use, so that importing one module here costs no more than that module.
 """
+
+HOME = {"load": "build", "Pipeline": "pipeline", "Sample": "samples", "Generation": "generation"}
 
 
 def __getattr__(name: str):
-    if name in ("load", "Pipeline", "Sample"):
-        from pipeline import pipeline
+    if name not in HOME:
+        raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
+    from importlib import import_module
 
-        return getattr(pipeline, name)
-    raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
+    return getattr(import_module(f"pipeline.{HOME[name]}"), name)

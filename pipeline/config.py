@@ -1,18 +1,25 @@
-"""What a run can be told: one frozen tree, from YAML files that users already have."""
+"""Run settings: one frozen tree, read from the YAML files that users already have."""
 
 import math
+import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.bank import BankConfig
-from pipeline.context import POLICIES, Layout
-from pipeline.memory_plan import PRESETS
+from pipeline.bank.settings import BankSettings
+from pipeline.context import POLICIES, ContextPolicy
+from pipeline.descriptors import DESCRIPTORS, Descriptor
+from pipeline.downloads import require_downloaded
+from pipeline.footprint import PRESETS, Preset
+from pipeline.selection import SELECTIONS
+from utils.command_line import as_overrides
 from utils.errors import UserError
+from utils.paths import read_path
 from utils.processes import rank
-from utils.settings import load_settings, require_choice, retired_keys
+from utils.settings import Settings, combined, load_settings, print_help, retired_keys, setting
 
 # Keys that published configs carry and that change nothing here.
 RETIRED = (
@@ -25,188 +32,196 @@ RETIRED = (
 )
 
 
-@dataclass(frozen=True)
-class ModelKwargs:
-    """The context: what a block attends to (sizes in latent frames; see `pipeline.context`).
+@dataclass(frozen=True, kw_only=True)
+class ContextSettings(Settings):
+    """Context: what a block attends to, and the noise schedule"""
 
-    Attributes:
-        local_attn_size: the window, the block's own frames included (L).
-        sink_size: first frames that always stay (S).
-        use_latentmem: retrieve frames that left the window; short for policy `latentmem`, else `native`.
-        policy: what a block attends to, a name in `pipeline.context.POLICIES`; null follows use_latentmem.
-        memory_size: retrieved frames a block attends to, at most (K).
-        recent_exclude: latest frames to leave the window that may not be retrieved yet (R).
-        compression_method: a frame's descriptor, a name in `pipeline.retrieval.DESCRIPTORS`.
-        selection: who is retrieved, a name in `pipeline.retrieval.SELECTIONS`.
-        ae_ckpt: retrieval encoder, for compression_method `ae`.
-        unused_to_local: memory slots that nothing was retrieved for hold further local frames.
-        window_positions: without latentmem, rotate keys to their place in the window, as latentmem does.
-        timestep_shift: shift of the noise schedule.
-    """
+    policy: str | None = setting(None, "what a block attends to; null follows use_latentmem", choices=POLICIES)
+    use_latentmem: bool = setting(False, "retrieve frames that left the window: policy latentmem, else native")
+    compression_method: str = setting("avg_pool", "what frames are retrieved by", choices=DESCRIPTORS)
+    selection: str = setting("similarity", "rule that picks the retrieved frames", choices=SELECTIONS)
+    timestep_shift: float = setting(5.0, "shift of the noise schedule", above=0, at_most=1000)
 
-    local_attn_size: int = 12
-    sink_size: int = 1
-    use_latentmem: bool = False
-    memory_size: int = 6
-    recent_exclude: int = 5
-    compression_method: str = "avg_pool"
-    selection: str = "similarity"
-    ae_ckpt: str | None = None
-    unused_to_local: bool = False
-    window_positions: bool = False
-    timestep_shift: float = 5.0
-    policy: str | None = None
 
-    @property
-    def policy_name(self) -> str:
-        return self.policy or ("latentmem" if self.use_latentmem else "native")
+# The published configs keep all of these in one group.
+ModelKwargs = combined("ModelKwargs", ContextSettings, *POLICIES.values(), *DESCRIPTORS.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings(Settings):
+    """Adapter: a LoRA's sizes, as it was trained"""
+
+    rank: int = setting(256, "rank of the LoRA", at_least=1, at_most=65536)
+    alpha: float = setting(256, "its scale is alpha / rank", above=0, at_most=1e6)
+    merge: bool = setting(True, "fold it into the weights; false keeps it beside them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings(Settings):
+    """Weights"""
+
+    model_name: str = setting("Wan2.1-T2V-1.3B", "folder inside model_root with text encoder, tokenizer and VAE")
+    model_root: str = setting("wan_models", "folder of model folders", place=True, reads=True)
+    generator_ckpt: str = setting("", "the transformer's weights", place=True, reads=True)
+    use_ema: bool = setting(False, "take the averaged weights of a checkpoint that has both")
+    lora_ckpt: Any = setting(None, "a LoRA, or a list of {path, weight}", place=True)
+    adapter: AdapterSettings | None = setting(None, "sizes of a LoRA whose file does not say them")
+    vae: str = setting("full", "tiny is a small decoder, faster and less exact", choices=("full", "tiny"))
+    tiny_vae_ckpt: str | None = setting(None, "weights of vae tiny", place=True, reads=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings(Settings):
+    """Prompts"""
+
+    data_path: str | None = setting(None, "file of prompts, one a line", place=True, reads=True)
+    prompt: str | None = setting(None, "one prompt instead of data_path", place=True)
+    inference_iter: int = setting(-1, "how many of the prompts to use; -1 for all", at_least=-1, place=True)
+    num_samples: int = setting(1, "videos a prompt, each from noise of its own", at_least=1, at_most=10**6, place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSettings(Settings):
+    """Video"""
+
+    num_output_frames: int = setting(120, "length in latent frames", at_least=1, at_most=10**9)
+    height: int = setting(480, "in pixels", at_least=1, at_most=16384)
+    width: int = setting(832, "in pixels", at_least=1, at_most=16384)
+    fps: int = setting(16, "frames a second of the mp4", at_least=1, at_most=1000)
+    seed: int = setting(0, "of all noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(Settings):
+    """Sampling"""
+
+    denoising_step_list: list[int] = setting(
+        [1000, 750, 500, 250], "noise levels of the steps, falling", at_least=1, at_most=1000
+    )
+    warp_denoising_step: bool = setting(True, "read the list as unshifted times and shift them")
+    sampler: str = setting("few_step", "how the steps are taken", choices=("few_step", "euler"))
+    num_frame_per_block: int = setting(3, "latent frames generated together", at_least=1, at_most=1000)
+    context_noise: float = setting(
+        0.0, "timestep at which a finished block's keys and values are computed", at_least=0, at_most=1000
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings(Settings):
+    """Output"""
+
+    output_folder: str = setting("videos", "where the files go", place=True, writes=True)
+    skip_existing: bool = setting(True, "leave finished files as they are", place=True)
+    save_with_index: bool = setting(True, "name files by prompt number, else by the prompt's text", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementSettings(Settings):
+    """Machine"""
+
+    batch_size: int = setting(1, "videos generated together", at_least=1, at_most=4096, place=True)
+    device: str = setting("auto", "where the models run", choices=("auto", "cpu", "cuda"), place=True)
+    text_device: str = setting(
+        "auto", "where prompts are encoded; auto follows device", choices=("auto", "cpu", "cuda"), place=True
+    )
+    text_cache: str | None = setting(
+        "~/.cache/longlive-rag", "folder of prompts' embeddings and weights' digests; null keeps none", place=True
+    )
+    memory: str = setting(
+        "balanced", "where weights and frames lie, for GPUs of about 12, 24 and 80 GB", choices=PRESETS, place=True
+    )
+    weights: str = setting(
+        "same", "how the transformer's weights are kept", choices=("same", "cast_fp8", "fp8", "int8")
+    )
+    dtype: str = setting(
+        "auto", "of the models; auto is bfloat16 on a GPU, float32 on a CPU", choices=("auto", "float32", "bfloat16")
+    )
+    attention_backend: str = setting("native", "one of diffusers' attention backends")
+    compile: bool = setting(False, "compile the transformer's blocks: slower to start, faster after")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(
+    PlacementSettings,
+    OutputSettings,
+    SamplingSettings,
+    VideoSettings,
+    PromptSettings,
+    WeightSettings,
+):
+    """Groups of settings that have a group of their own in the file"""
+
+    model_kwargs: ModelKwargs = setting(ModelKwargs, "the context")
+    bank: BankSettings = setting(BankSettings, "the frames outside the window")
 
     def __post_init__(self) -> None:
-        require_choice("model_kwargs.policy", self.policy_name, POLICIES)
-        if not 0 < self.timestep_shift < math.inf:
-            raise UserError(
-                f"model_kwargs.timestep_shift is {self.timestep_shift}; use a number above 0, such as Wan's 5.0"
-            )
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """A LoRA's sizes, as it was trained, and whether to fold it into the weights."""
-
-    rank: int = 256
-    alpha: float = 256
-    merge: bool = True
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """A generation run.
-
-    Attributes:
-        model_name: folder inside `model_root` that holds text encoder, tokenizer and VAE.
-        generator_ckpt, use_ema, lora_ckpt, adapter: the transformer's weights.
-        vae: full, or tiny: a small decoder that is faster and less exact (`wan.tiny_vae`).
-        tiny_vae_ckpt: its weights, for vae `tiny`.
-        data_path: prompts, one a line.
-        prompt: one prompt instead of `data_path`.
-        inference_iter: how many of the prompts to use; -1 for all.
-        num_samples: videos a prompt, each from noise of its own.
-        batch_size: videos generated together.
-        num_output_frames: length in latent frames; a video has 1 + 4 * (n - 1) frames.
-        height, width: of the video, in pixels; multiples of 16.
-        fps: frames a second of the mp4.
-        denoising_step_list, warp_denoising_step: the sampler's steps; see `pipeline.sampler`.
-        num_frame_per_block: latent frames generated together.
-        context_noise: timestep at which a finished block's keys and values are computed.
-        skip_existing: leave finished videos as they are.
-        save_with_index: name files by prompt number, else by the prompt's text.
-        device: auto, cpu or cuda.
-        text_device: where prompts are encoded; auto follows `device`.
-        text_cache: folder in which the prompts' embeddings and the weights' digests are kept for later runs; null
-            keeps none.
-        memory: low, balanced or fast, for GPUs of about 12, 24 and 80 GB; see `pipeline.memory_plan.PRESETS`.
-        weights: how the transformer's are kept, a name in `pipeline.offload.FORMS`.
-        dtype: auto (bfloat16 on a GPU, float32 on a CPU), float32 or bfloat16.
-        attention_backend: one of diffusers' attention backends.
-        compile: compile the transformer's blocks (torch.compile): slower to start, faster after.
-    """
-
-    generator_ckpt: str
-    model_name: str = "Wan2.1-T2V-1.3B"
-    model_root: str = "wan_models"
-    model_kwargs: ModelKwargs = field(default_factory=ModelKwargs)
-    bank: BankConfig = field(default_factory=BankConfig)
-    use_ema: bool = False
-    lora_ckpt: str | None = None
-    adapter: AdapterConfig | None = None
-    vae: str = "full"
-    tiny_vae_ckpt: str | None = None
-    data_path: str | None = None
-    prompt: str | None = None
-    output_folder: str = "videos"
-    inference_iter: int = -1
-    num_samples: int = 1
-    batch_size: int = 1
-    seed: int = 0
-    num_output_frames: int = 120
-    height: int = 480
-    width: int = 832
-    fps: int = 16
-    denoising_step_list: list[int] = field(default_factory=lambda: [1000, 750, 500, 250])
-    warp_denoising_step: bool = True
-    num_frame_per_block: int = 3
-    context_noise: float = 0.0
-    skip_existing: bool = True
-    save_with_index: bool = True
-    device: str = "auto"
-    text_device: str = "auto"
-    text_cache: str | None = "~/.cache/longlive-rag"
-    memory: str = "balanced"
-    weights: str = "same"
-    dtype: str = "auto"
-    attention_backend: str = "native"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_frame_per_block < 1:
-            raise UserError(f"num_frame_per_block is {self.num_frame_per_block}; it must be at least 1")
-        if self.num_output_frames < 1 or self.num_output_frames % self.num_frame_per_block:
+        super().__post_init__()
+        if not self.generator_ckpt:
+            raise UserError("generator_ckpt names no file; it is the transformer's weights, see configs/ for examples")
+        if self.num_output_frames % self.num_frame_per_block:
             below = max(self.num_output_frames // self.num_frame_per_block, 1) * self.num_frame_per_block
             raise UserError(
                 f"num_output_frames {self.num_output_frames} is no multiple of num_frame_per_block "
                 f"{self.num_frame_per_block}; try {below} or {below + self.num_frame_per_block}"
             )
-        for name in ("height", "width"):
-            if getattr(self, name) < 16 or getattr(self, name) % 16:
-                raise UserError(
-                    f"{name} {getattr(self, name)} is no multiple of 16; 480 x 832 is what Wan was trained on"
-                )
-        for name in ("num_samples", "batch_size", "fps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.inference_iter == 0 or self.inference_iter < -1:
-            raise UserError(
-                f"inference_iter is {self.inference_iter}; use the number of prompts, or -1 for all of them"
-            )
-        require_choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
-        require_choice("memory", self.memory, PRESETS)
-        require_choice("vae", self.vae, ("full", "tiny"))
+        if self.inference_iter == 0:
+            raise UserError("inference_iter is 0; use the number of prompts, or -1 for all of them")
         if self.vae == "tiny" and not self.tiny_vae_ckpt:
             raise UserError("vae is 'tiny' but tiny_vae_ckpt names no file; or use 'full'")
-        if self.lora_ckpt and self.adapter is None:
-            raise UserError(
-                "lora_ckpt is set but adapter is not; give adapter.rank and adapter.alpha as it was trained"
-            )
-        kwargs = self.model_kwargs
-        if self.layout().memory and kwargs.compression_method == "ae" and not kwargs.ae_ckpt:
-            raise UserError("compression_method is 'ae' but model_kwargs.ae_ckpt names no file; or use 'avg_pool'")
+        self.loras()
+        self.descriptor_files()
+        self.policy()
 
-    def layout(self) -> Layout:
-        """The context's sizes; refuses impossible ones."""
-        sizes = self.model_kwargs
-        memory = (sizes.memory_size, sizes.recent_exclude) if POLICIES[sizes.policy_name].retrieves else (0, 0)
-        return Layout(sizes.local_attn_size, sizes.sink_size, *memory, block=self.num_frame_per_block)
+    def policy(self) -> ContextPolicy:
+        """What a block attends to; refuses impossible sizes."""
+        name = self.model_kwargs.policy or ("latentmem" if self.model_kwargs.use_latentmem else "native")
+        return _picked(POLICIES[name], self.model_kwargs, block=self.num_frame_per_block)
+
+    def descriptor(self) -> Descriptor | None:
+        """What frames are retrieved by; None without retrieval."""
+        policy = self.policy()
+        if not policy.retrieves or not policy.memory_size:
+            return None
+        return _picked(DESCRIPTORS[self.model_kwargs.compression_method], self.model_kwargs)
+
+    def loras(self) -> list[tuple[Path, float]]:
+        """(file, strength) of each LoRA."""
+        given = self.lora_ckpt if isinstance(self.lora_ckpt, list) else [self.lora_ckpt]
+        found = []
+        for entry in given:
+            if isinstance(entry, str) and entry:
+                entry = {"path": entry}
+            if not entry:
+                continue
+            if not isinstance(entry, dict) or not {"path"} <= entry.keys() <= {"path", "weight"}:
+                raise UserError(f"lora_ckpt {self.lora_ckpt} is neither a file nor a list of {{path, weight}}")
+            weight = entry.get("weight", 1.0)
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise UserError(f"lora_ckpt {entry['path']} has weight {weight}; it must be a finite number")
+            found.append((read_path(str(entry["path"])), float(weight)))
+        return found
+
+    @property
+    def preset(self) -> Preset:
+        """Where weights and frames lie."""
+        return PRESETS[self.memory]
+
+    def descriptor_files(self) -> dict[str, Path]:
+        """Setting -> weight file of the descriptor."""
+        descriptor = self.descriptor()
+        return descriptor.files() if descriptor else {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CorpusConfig(RunConfig):
-    """A corpus of latents for training the retrieval encoder.
+    """Corpus"""
 
-    Attributes:
-        sample_ratio: share of the prompts to use, drawn by `seed`.
-        max_video_saves: how many of the latents are decoded too, for a look.
-    """
-
-    output_folder: str = "datasets"
-    sample_ratio: float = 1.0
-    max_video_saves: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.sample_ratio <= 1:
-            raise UserError(f"sample_ratio is {self.sample_ratio}; it must be above 0 and at most 1")
-        if self.max_video_saves < 0:
-            raise UserError(f"max_video_saves is {self.max_video_saves}; it cannot be negative")
+    output_folder: str = setting("datasets", "where the latents go", place=True, writes=True)
+    sample_ratio: float = setting(1.0, "share of the prompts to use, drawn by the seed", above=0, at_most=1)
+    max_video_saves: int = setting(
+        0, "how many of the latents are decoded too, for a look", at_least=0, at_most=10**6, place=True
+    )
+    vae: str = setting("full", "decoder of those videos", choices=("full", "tiny"), place=True)
 
 
 def load_config(
@@ -218,19 +233,53 @@ def load_config(
     return load_settings(schema, path, overrides, RETIRED)
 
 
-def parse_command_line(usage: str, schema: type[RunConfig] = RunConfig) -> RunConfig:
+def parse_command_line(schema: type[RunConfig] = RunConfig) -> RunConfig:
     """`CONFIG.yaml [key=value ...]` as typed, to settings; notes what the file sets in vain.
 
-    Args:
-        usage: printed for `--help`, and when no config is named.
+    The published commands' flags are understood, too: `--config_path CONFIG.yaml`, `--gpu_id 0 --num_shards 8` for
+    one share of the work; `--reverse` changes nothing, as every file is the same in any order.
     """
-    path, *overrides = sys.argv[1:] or ["--help"]
-    if path in ("-h", "--help"):
-        print(usage)
+    flags, overrides = as_overrides(sys.argv[1:], flags=("config_path", "gpu_id", "num_shards", "reverse"))
+    if {"-h", "--help"} & set(overrides) or not sys.argv[1:]:
+        print_help(schema)
         sys.exit(0 if sys.argv[1:] else 2)
+    path = flags.get("config_path") or (overrides.pop(0) if overrides and "=" not in overrides[0] else None)
+    if path is None:
+        raise UserError("no config is named; give one first, such as configs/tinyworld_latentmem.yaml")
+    _take_share(flags)
+    for override in overrides:
+        if re.fullmatch(r"prompt=\s*\[.*\]\s*", override, re.DOTALL):
+            raise UserError(
+                f"{override} is a list, and the setting takes one prompt; write several into a file, one a line, "
+                "and name it with data_path=FILE"
+            )
     config = load_config(path, overrides, schema)
-    if not config.prompt and not config.data_path:
+    if config.prompt is None and not config.data_path:
         raise UserError(f'config {path} names no data_path; set it, or give one prompt with prompt="..."')
+    prompts = config.data_path if config.prompt is None else None
+    files = [
+        config.generator_ckpt,
+        *(str(path) for path, _ in config.loras()),
+        *map(str, config.descriptor_files().values()),
+        prompts,
+    ]
+    require_downloaded(Path(config.model_root) / config.model_name, files, vae=config.vae == "full")
     if rank() == 0 and (unused := retired_keys(path, RETIRED)):
         print(f"note: {path} sets {', '.join(unused)}, which changes nothing here", flush=True)
     return config
+
+
+def _take_share(flags: Mapping[str, str]) -> None:
+    """Make this process number `gpu_id` of `num_shards`; which GPU that is, CUDA_VISIBLE_DEVICES says."""
+    if not {"gpu_id", "num_shards"} & flags.keys():
+        return
+    number, count = flags.get("gpu_id", "0"), flags.get("num_shards", "1")
+    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise UserError(f"--gpu_id {number} --num_shards {count}: give shards 0 to num_shards - 1")
+    os.environ |= {"RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+
+
+def _picked(part: type, values: Any, **more: Any) -> Any:
+    """An object of settings class `part`, its fields taken from `values`."""
+    names = [field.name for field in fields(part) if field.name not in more]
+    return part(**{name: getattr(values, name) for name in names}, **more)

@@ -1,186 +1,214 @@
-"""Which frames a block attends to, and at which temporal positions: integers only, no tensors.
+"""What a block attends to: integers only, no tensors.
 
-A policy turns the index of a block's first frame into a `ContextPlan`; the key/value cache
-(`kv_cache.py`) executes any plan. To try another policy, write one more small class with all that
-`ContextPolicy` lists (`layout`, `local_frames`, `candidates`, `plan`; and `retrieves` and `build`, by
-which a run makes one), name it in `POLICIES`, and set `model_kwargs.policy` to that name.
+A policy turns the index of a block's first frame into a `ContextPlan`, an ordered list of pieces; the
+key/value cache (`kv_cache.py`) executes any plan. To try another policy, subclass `ContextPolicy`
+(its fields are its settings), say what differs, and name the class in `POLICIES`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, NamedTuple
 
 from utils.errors import UserError
+from utils.settings import Settings, setting
+
+SINK, RETRIEVED, LOCAL, OWN = "sink", "retrieved", "local", "own"  # roles of pieces
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Sizes of the context in latent frames.
+class Piece(NamedTuple):
+    """A latent frame in a context.
 
     Attributes:
-        window: frames of context in all, the block's own included (`local_attn_size`, L).
-        sink: first frames of the video that stay for ever (`sink_size`, S).
-        memory: slots for retrieved frames (`memory_size`, K).
-        recent_exclude: how many of the frames that left the window last may not be retrieved yet (R).
-        block: frames of a block (`num_frame_per_block`).
+        role: why it is there.
+        frame: its index in the video.
+        position: its temporal index for rotation.
+        pool: 1 for all of its tokens; p for the means over p x p neighbouring tokens.
     """
 
-    window: int
-    sink: int
-    memory: int = 0
-    recent_exclude: int = 0
-    block: int = 3
-
-    def __post_init__(self) -> None:
-        if min(self.sink, self.memory, self.recent_exclude) < 0 or self.block < 1:
-            raise UserError(f"{self}: sizes cannot be negative, and a block has at least one frame")
-        if self.sink > self.block:
-            raise UserError(
-                f"sink_size {self.sink} is more than the {self.block} frames of the first block, which writes the "
-                f"sink; use at most {self.block}"
-            )
-        if self.window < self.sink + self.block:
-            raise UserError(
-                f"local_attn_size {self.window} cannot hold sink_size {self.sink} and a block of {self.block} frames; "
-                f"use at least {self.sink + self.block}"
-            )
-        if self.window < self.sink + self.memory + self.block:
-            raise UserError(
-                f"sink_size {self.sink} + memory_size {self.memory} leave {self.window - self.sink - self.memory} of "
-                f"local_attn_size {self.window} frames for a block of {self.block}; "
-                f"memory_size can be at most {self.window - self.sink - self.block}"
-            )
-
-    def evicted(self, start: int) -> int:
-        """How many non-sink frames have left the window before the block at `start` runs."""
-        return max(start - self.window, 0)
+    role: str
+    frame: int
+    position: int
+    pool: int = 1
 
 
 @dataclass(frozen=True)
 class ContextPlan:
-    """The context of one block, in the order in which it is laid out: [sink | memory | local | own].
+    """The context of one block, in the order in which it is laid out.
 
     Attributes:
-        sink, local: earlier frames that every sample of the batch attends to.
-        memory: per sample, the retrieved frames; equally many for all samples.
-        own: the block's frames.
-        positions: temporal index of every frame of the layout, own frames last.
+        past: earlier frames; one row that all samples of the batch share, or one row a sample. Rows are
+            alike in the number of their pieces and in each one's `pool`.
+        own: the block's frames, after the past.
     """
 
-    sink: tuple[int, ...]
-    memory: tuple[tuple[int, ...], ...]
-    local: tuple[int, ...]
-    own: tuple[int, ...]
-    positions: tuple[int, ...]
+    past: tuple[tuple[Piece, ...], ...]
+    own: tuple[Piece, ...]
 
     @property
-    def query_positions(self) -> tuple[int, ...]:
-        return self.positions[-len(self.own) :]
+    def start(self) -> int:
+        """The block's first frame."""
+        return self.own[0].frame
+
+    def pieces(self, sample: int = 0) -> tuple[Piece, ...]:
+        """All that a sample of the batch attends to, in order."""
+        row = self.past[0] if len(self.past) == 1 else self.past[sample]
+        return row + self.own
 
     def attended(self, sample: int = 0) -> tuple[int, ...]:
-        """All frames that a sample of the batch attends to, in order."""
-        memory = self.memory[sample] if self.memory else ()
-        return self.sink + memory + self.local + self.own
+        """The frames of `pieces`."""
+        return tuple(piece.frame for piece in self.pieces(sample))
+
+    def positions(self, sample: int = 0) -> tuple[int, ...]:
+        """The temporal indices of `pieces`."""
+        return tuple(piece.position for piece in self.pieces(sample))
+
+    def frames(self, role: str, sample: int = 0) -> tuple[int, ...]:
+        """The frames of the pieces of one role."""
+        return tuple(piece.frame for piece in self.pieces(sample) if piece.role == role)
 
 
-class ContextPolicy(Protocol):
-    """What a context policy has and answers.
+@dataclass(frozen=True, kw_only=True)
+class ContextPolicy(Settings):
+    """Context: sizes that every policy has
 
-    Attributes:
-        retrieves: of the class: whether its layout has slots for memory, and a run with it retrieves.
-        layout: the sizes it works with.
-        local_frames: how many of the latest frames (own included) a plan may name as local or own.
+    As it stands it is a sliding window, [sink | local], of keys at their frame's own index.
     """
 
-    retrieves: ClassVar[bool]
-    layout: Layout
-    local_frames: int
+    retrieves: ClassVar[bool] = False  # a run with it has a retrieval index and keeps the frames that leave
+    memory_size: ClassVar[int] = 0  # retrieved frames of a plan, at most
 
-    @classmethod
-    def build(cls, layout: Layout, kwargs: Any) -> "ContextPolicy":
-        """The policy of a run, whose settings `model_kwargs` are (`pipeline.config.ModelKwargs`)."""
+    local_attn_size: int = setting(12, "latent frames a block attends to, its own included (L)", at_least=1)
+    sink_size: int = setting(1, "first latent frames of the video that always stay (S)", at_least=0)
+    block: int = 3  # latent frames generated together; a run's `num_frame_per_block`
 
-    def candidates(self, start: int) -> range:
-        """Frames that may be retrieved for the block at `start`; empty where there is no retrieval."""
-
-    def plan(self, start: int, memory: Sequence[Sequence[int]] = ()) -> ContextPlan:
-        """The context of the block at `start`, given the frames retrieved for each sample."""
-
-
-@dataclass(frozen=True)
-class SlidingWindow:
-    """[sink | local]: the sink frames and the latest frames of the window.
-
-    Attributes:
-        window_positions: rotate keys to their place in the window, as `RetrievedMemory` does, rather
-            than to their absolute frame index.
-    """
-
-    retrieves: ClassVar[bool] = False
-    layout: Layout
-    window_positions: bool = False
-
-    @classmethod
-    def build(cls, layout: Layout, kwargs: Any) -> "SlidingWindow":
-        return cls(layout, kwargs.window_positions)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        room = self.local_attn_size - self.sink_size - self.block
+        if room < 0:
+            raise UserError(
+                f"local_attn_size {self.local_attn_size} cannot hold sink_size {self.sink_size} and a block of "
+                f"{self.block} frames; use at least {self.sink_size + self.block}"
+            )
+        if room < self.memory_size:
+            raise UserError(
+                f"sink_size {self.sink_size} + memory_size {self.memory_size} leave "
+                f"{room + self.block - self.memory_size} of local_attn_size {self.local_attn_size} frames for a block "
+                f"of {self.block}; memory_size can be at most {room}"
+            )
 
     @property
-    def local_frames(self) -> int:
-        return self.layout.window - self.layout.sink
+    def pinned(self) -> int:
+        """How many of the video's first frames are kept for ever."""
+        return self.sink_size
+
+    @property
+    def recent(self) -> int:
+        """How many of the latest frames, the block's own included, are kept at hand."""
+        return self.local_attn_size - self.sink_size
+
+    @property
+    def largest(self) -> tuple[int, ...]:
+        """`pool` of every piece of the largest plan: how much room a context takes."""
+        return (1,) * self.local_attn_size
+
+    @property
+    def fetched(self) -> tuple[int, ...]:
+        """`pool` of the pieces of a plan that may be neither pinned nor recent."""
+        return (1,) * self.memory_size
 
     def candidates(self, start: int) -> range:
+        """Frames that may be retrieved for the block at `start`."""
         return range(0)
 
-    def plan(self, start: int, memory: Sequence[Sequence[int]] = ()) -> ContextPlan:
-        assert not memory, "a sliding window retrieves nothing"
-        return _plan(self.layout, start, (), self.local_frames, self.window_positions)
+    def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
+        """The context of the block at `start`, given the frames retrieved for each sample of the batch."""
+        return ContextPlan((sink(self, start) + local(self, start, self.recent),), own(self, start))
+
+    def commit(self, plan: ContextPlan) -> ContextPlan:
+        """The context of the forward that leaves the keys and values of a finished block."""
+        return plan
+
+    def describe(self) -> str:
+        """The layout, for a person."""
+        return f"[sink {self.sink_size} | local {self.local_attn_size - self.sink_size}]"
 
 
-@dataclass(frozen=True)
-class RetrievedMemory:
-    """[sink | retrieved | local] at window positions; retrieved frames sit at temporal index 0.
+@dataclass(frozen=True, kw_only=True)
+class SlidingWindow(ContextPolicy):
+    """Context of native: [sink | local]"""
 
-    Attributes:
-        unused_to_local: memory slots that nothing was retrieved for hold further local frames.
-    """
+    window_positions: bool = setting(
+        False, "native: rotate keys to their place in the window, as latentmem does, not to their frame's index"
+    )
+
+    def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
+        assert not retrieved, "a sliding window retrieves nothing"
+        shift = window_shift(self, start) if self.window_positions else 0
+        return ContextPlan((sink(self, start) + local(self, start, self.recent, shift),), own(self, start, shift))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievedMemory(ContextPolicy):
+    """Context of latentmem: [sink | retrieved | local] at window positions, retrieved frames at temporal index 0"""
 
     retrieves: ClassVar[bool] = True
-    layout: Layout
-    unused_to_local: bool = False
 
-    @classmethod
-    def build(cls, layout: Layout, kwargs: Any) -> "RetrievedMemory":
-        return cls(layout, kwargs.unused_to_local)
+    memory_size: int = setting(6, "latentmem: retrieved latent frames a block attends to, at most (K)", at_least=0)
+    recent_exclude: int = setting(
+        5, "latentmem: latest frames to leave the window that may not be retrieved yet (R)", at_least=0
+    )
+    unused_to_local: bool = setting(False, "latentmem: slots that nothing was retrieved for hold further local frames")
 
     @property
-    def local_frames(self) -> int:
-        reserved = 0 if self.unused_to_local else self.layout.memory
-        return self.layout.window - self.layout.sink - reserved
+    def recent(self) -> int:
+        reserved = 0 if self.unused_to_local else self.memory_size
+        return self.local_attn_size - self.sink_size - reserved
 
     def candidates(self, start: int) -> range:
-        count = max(self.layout.evicted(start) - self.layout.recent_exclude, 0) if self.layout.memory else 0
-        return range(self.layout.sink, self.layout.sink + count)
+        left = max(start - self.local_attn_size, 0)  # frames after the sink that left the window
+        count = max(left - self.recent_exclude, 0) if self.memory_size else 0
+        return range(self.sink_size, self.sink_size + count)
 
-    def plan(self, start: int, memory: Sequence[Sequence[int]] = ()) -> ContextPlan:
-        memory = tuple(tuple(frames) for frames in memory)
-        retrieved = len(memory[0]) if memory else 0
-        assert all(len(frames) == retrieved for frames in memory), "samples must retrieve equally many frames"
-        assert retrieved <= self.layout.memory
-        local = self.local_frames - (retrieved if self.unused_to_local else 0)
-        return _plan(self.layout, start, memory, local, window_positions=True)
+    def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
+        count = len(retrieved[0]) if retrieved else 0
+        assert all(len(frames) == count for frames in retrieved), "samples must retrieve equally many frames"
+        assert count <= self.memory_size
+        shift = window_shift(self, start)
+        nearby = local(self, start, self.recent - (count if self.unused_to_local else 0), shift)
+        rows = []
+        for frames in retrieved or [()]:
+            memory = tuple(Piece(RETRIEVED, frame, 0) for frame in frames)
+            rows.append(sink(self, start) + memory + nearby)
+        return ContextPlan(tuple(rows), own(self, start, shift))
+
+    def describe(self) -> str:
+        local_size = self.local_attn_size - self.sink_size - self.memory_size
+        gap = self.block + self.memory_size + self.recent_exclude
+        return (
+            f"[sink {self.sink_size} | retrieved {self.memory_size} | local {local_size}]; "
+            f"{gap} frames before it are neither attended to nor retrievable yet"
+        )
 
 
 POLICIES: dict[str, type[ContextPolicy]] = {"native": SlidingWindow, "latentmem": RetrievedMemory}
 
 
-def _plan(
-    layout: Layout, start: int, memory: tuple[tuple[int, ...], ...], local_frames: int, window_positions: bool
-) -> ContextPlan:
-    end = start + layout.block
-    own = tuple(range(start, end))
-    sink = tuple(range(min(layout.sink, start)))
-    local = tuple(range(max(layout.sink, end - local_frames), start))
-    shift = max(end - layout.window, 0) if window_positions else 0
-    retrieved = len(memory[0]) if memory else 0
-    positions = (*sink, *(0,) * retrieved, *(frame - shift for frame in (*local, *own)))
-    return ContextPlan(sink, memory, local, own, positions)
+def window_shift(policy: ContextPolicy, start: int) -> int:
+    """What to take off a frame's index for its place in a window that ends with the block at `start`."""
+    return max(start + policy.block - policy.local_attn_size, 0)
+
+
+def sink(policy: ContextPolicy, start: int) -> tuple[Piece, ...]:
+    """The pinned frames before `start`, at their own indices."""
+    return tuple(Piece(SINK, frame, frame) for frame in range(min(policy.sink_size, start)))
+
+
+def local(policy: ContextPolicy, start: int, size: int, shift: int = 0) -> tuple[Piece, ...]:
+    """The latest frames before `start`, so many that with the block's own they are at most `size`."""
+    first = max(policy.sink_size, start + policy.block - size)
+    return tuple(Piece(LOCAL, frame, frame - shift) for frame in range(first, start))
+
+
+def own(policy: ContextPolicy, start: int, shift: int = 0) -> tuple[Piece, ...]:
+    """The block's frames."""
+    return tuple(Piece(OWN, frame, frame - shift) for frame in range(start, start + policy.block))

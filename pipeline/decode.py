@@ -8,8 +8,25 @@ import torch
 from diffusers import AutoencoderKLWan
 from einops import rearrange
 
-from wan.tiny_vae import TinyStreamingDecoder, TinyVAE
+from pipeline.generation import LatentBlock
+from utils.errors import UserError
+from wan.taehv import TAEHV, StreamingTAEHV
 from wan.vae import StreamingDecoder
+
+
+def require_finite(block: LatentBlock) -> None:
+    """Refuse a block with NaN or infinity among its latents.
+
+    It waits for the block to be finished: call it where its frames are waited for, too.
+
+    Raises:
+        UserError: names the block.
+    """
+    if not torch.isfinite(block.latents).all():
+        raise UserError(
+            f"the block at latent frame {block.plan.start} has numbers that are not finite, of which no video comes; "
+            "check the weights and the LoRA, or use dtype: float32"
+        )
 
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
@@ -23,15 +40,15 @@ class Decoder(Protocol):
         """A video's next normalised latents [B, F, C, H, W] to frames [B, T, 3, 8 H, 8 W] in [-1, 1]."""
 
 
-DECODERS = {AutoencoderKLWan: StreamingDecoder, TinyVAE: TinyStreamingDecoder}
+DECODERS = {AutoencoderKLWan: StreamingDecoder, TAEHV: StreamingTAEHV}
 
 
-def start_decoder(vae: AutoencoderKLWan | TinyVAE) -> Decoder:
+def start_decoder(vae: AutoencoderKLWan | TAEHV) -> Decoder:
     """A decoder for one video."""
     return DECODERS[type(vae)](vae)
 
 
-def decode_stream(vae: AutoencoderKLWan | TinyVAE, blocks: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
+def decode_stream(vae: AutoencoderKLWan | TAEHV, blocks: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
     """Decode latent blocks [B, F, C, H, W] as they come, each to [B, T, 8 H, 8 W, 3] bytes."""
     decoder = start_decoder(vae)
     for latents in blocks:

@@ -1,183 +1,381 @@
 """The key/value cache: executes a `ContextPlan` for all layers, once a block.
 
-Keys are kept unrotated; `begin` rotates those a block attends to, at the plan's positions, into
-one preallocated buffer laid out as [sink | memory | local | own]. The block's forwards then only
+Keys are kept unrotated; `begin` rotates those a block attends to, at the plan's positions, into one
+preallocated buffer in which the plan's pieces lie one after another. The block's forwards then only
 write their own frames into it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from einops import rearrange
+from torch.nn import functional as F
 
-from pipeline.context import ContextPlan, ContextPolicy
-from pipeline.memory import FrameMemory
+from pipeline.bank.bank import Bank, TransferStats
+from pipeline.context import RETRIEVED, ContextPlan, ContextPolicy, Piece
 from utils.streams import SideStream
+from wan.model import Attended
 from wan.params import WanParams
 from wan.rope import Table, rope_table, rotate
 
 
+@dataclass(frozen=True)
+class FrameShape:
+    """Keys and values of one latent frame: [batch, 2, layers, tokens, heads, head_dim].
+
+    Attributes:
+        rows, columns: the frame's size in tokens.
+    """
+
+    batch: int
+    layers: int
+    rows: int
+    columns: int
+    heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, params: WanParams, height: int, width: int, batch: int = 1) -> "FrameShape":
+        """That of a transformer for latent frames of `height` x `width`."""
+        _, ph, pw = params.patch_size
+        return cls(batch, params.num_layers, height // ph, width // pw, params.num_heads, params.head_dim)
+
+    def tokens(self, pool: int = 1) -> int:
+        """Tokens of a piece."""
+        return -(-self.rows // pool) * -(-self.columns // pool)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return (self.batch, 2, self.layers, self.tokens(), self.heads, self.head_dim)
+
+    def nbytes(self, dtype: torch.dtype, pool: int = 1) -> int:
+        """Bytes of a piece for all samples."""
+        return 2 * self.batch * self.layers * self.tokens(pool) * self.heads * self.head_dim * dtype.itemsize
+
+
+class Cache(Protocol):
+    """What a generation asks of its cache, beside `wan.model.Context`."""
+
+    @property
+    def tier_bytes(self) -> dict[str, int]:
+        """What the frames outside the window take, by tier."""
+
+    def available(self, frames: range) -> list[int]:
+        """Those of the frames whose keys and values can still be had, in order."""
+
+    def prefetch(self, retrieved: Sequence[Sequence[int]]) -> None:
+        """Start fetching the frames that the next plan retrieves for each sample."""
+
+    def begin(self, plan: ContextPlan) -> None:
+        """Assemble a block's context; its forwards leave no trace."""
+
+    def commit(self, plan: ContextPlan) -> None:
+        """Assemble the context of the next forward, which leaves the block's keys and values for later blocks."""
+
+    def pop_transfers(self) -> TransferStats:
+        """What moved into and out of the bank since this was last asked."""
+
+
+class Placed(NamedTuple):
+    """What lies at an offset of the context; a frame that is committed again has another version."""
+
+    frame: int
+    position: int
+    pool: int
+    version: int
+
+
 class KVCache:
-    """Keys and values of one generation; implements `wan.model.Context`.
+    """Keys and values of one generation; implements `Cache` and `wan.model.Context`.
 
     Args:
-        params: the transformer's sizes.
-        policy: whose plans will be executed; its layout and `local_frames` size the buffers.
-        height, width: the latent's size; every frame has the same.
-        batch: samples generated together.
-        memory: receives the frames that no plan can name as local any more; None drops them.
+        shape: of a frame's keys and values.
+        policy: whose plans will be executed; it says how much room they take.
+        bank: receives the frames that are not at hand any more; None drops them.
     """
 
     def __init__(
         self,
-        params: WanParams,
+        shape: FrameShape,
         policy: ContextPolicy,
-        height: int,
-        width: int,
-        batch: int = 1,
-        memory: FrameMemory | None = None,
+        bank: Bank | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        layout = policy.layout
-        _, ph, pw = params.patch_size
-        self.layout, self.memory, self.head_dim = layout, memory, params.head_dim
-        self.grid = (height // ph, width // pw)
-        self.tokens = self.grid[0] * self.grid[1]
+        self.shape, self.bank, self.pinned_frames = shape, bank, policy.pinned
 
         def empty(*leading: int) -> torch.Tensor:
-            return torch.empty(*leading, params.num_heads, params.head_dim, device=device, dtype=dtype)
+            return torch.empty(*leading, shape.heads, shape.head_dim, device=device, dtype=dtype)
 
-        frame = (batch, 2, params.num_layers, self.tokens)
-        self.ring = empty(ring_frames(policy), *frame)
-        self.sink = empty(layout.sink, *frame)
-        self.fetched = empty(layout.memory if memory is not None else 0, *frame)
-        self.context = empty(2, params.num_layers, batch, layout.window * self.tokens)
-        self.placed: dict[tuple[int, int], tuple[int, int]] = {}  # (context slot, sample) -> (frame, position) there
-        self.recalled: list[list[int | None]] = [[None] * layout.memory for _ in range(batch)]  # frames in `fetched`
+        self.ring = empty(ring_frames(policy), *shape.dims[:-2])  # the latest frames
+        self.pinned = empty(policy.pinned, *shape.dims[:-2])
+        self.staged = Staged(shape, policy.fetched if bank is not None else (), device, dtype)
+        room = sum(shape.tokens(pool) for pool in policy.largest)
+        self.context = empty(2, shape.layers, shape.batch, room)
+        self.placed: list[dict[int, Placed]] = [{} for _ in range(shape.batch)]  # offset in tokens -> what lies there
+        self.placed_bytes = 0  # written into the context so far
+        self.versions: dict[int, int] = {}  # frame -> how often it was committed
         self.end = 0  # first frame after the current block
+        self.start = self.stop = 0  # the block's own tokens in the context
+        self.assembled: ContextPlan | None = None
+        self.own_table: Table | None = None  # rotation of the block's own tokens
+        self.committing = False
         self.side = SideStream(device, "fetch")
-        self.table: Table | None = None  # rotation of the block's own tokens
+        self.tables: dict[tuple[int, int], Table] = {}  # (position, pool) -> rotation of a piece
+        self.most_tables = 2 * len(policy.largest)
 
     @staticmethod
-    def frame_bytes(params: WanParams, height: int, width: int, batch: int, dtype: torch.dtype) -> int:
-        """Bytes of one latent frame's keys and values in all layers."""
-        return 2 * params.num_layers * batch * params.tokens_per_frame(height, width) * params.dim * dtype.itemsize
+    def nbytes_of(shape: FrameShape, policy: ContextPolicy, dtype: torch.dtype) -> int:
+        """Bytes of the buffers that a cache makes at once."""
+        size = shape.nbytes(dtype) * (ring_frames(policy) + policy.pinned)
+        return size + sum(shape.nbytes(dtype, pool) for pool in (*policy.fetched, *policy.largest))
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the preallocated buffers."""
-        return sum(buffer.nbytes for buffer in (self.ring, self.sink, self.fetched, self.context))
+    def tier_bytes(self) -> dict[str, int]:
+        return self.bank.tier_bytes if self.bank is not None else {}
 
-    def held(self, frames: range) -> list[int]:
-        """Those of the frames whose keys and values can still be had, in order."""
+    def available(self, frames: range) -> list[int]:
         recent = max(self.end - len(self.ring), frames.start)
-        stored = range(frames.start, min(recent, frames.stop))
-        return [*(self.memory.held_of(stored) if self.memory is not None else ()), *range(recent, frames.stop)]
+        older = range(frames.start, min(recent, frames.stop))
+        banked = self.bank.available(older) if self.bank is not None else []
+        return [*banked, *range(recent, frames.stop)]
 
-    def recall(self, memory: Sequence[Sequence[int]]) -> None:
+    def prefetch(self, retrieved: Sequence[Sequence[int]]) -> None:
         """Start fetching the frames that the next plan retrieves for each sample.
 
         Frames that the last plan retrieved too stay where they are. Call it as soon as the frames
         are known: the copies run beside the forwards that are queued after it.
         """
         with self.side.after_now():
-            for sample, frames in enumerate(memory):
-                slots = self.recalled[sample]
-                slots[:] = [
-                    frame if frame in frames and slot < len(frames) else None for slot, frame in enumerate(slots)
-                ]
-                for frame in frames:
-                    if frame not in slots:
-                        slot = slots.index(None)
-                        slots[slot] = frame
-                        self._fetch(frame, sample, self.fetched[slot, sample])
+            for sample, frames in enumerate(retrieved):
+                self._stage(sample, [Piece(RETRIEVED, frame, 0) for frame in frames])
+
+    def _prefetch_of(self, plan: ContextPlan) -> None:
+        """Fetch what is retrieved and not there yet, before frames that come to a full bank put it out."""
+        with self.side.after_now():
+            for sample, row in enumerate(self._rows(plan)):
+                self._stage(sample, [piece for piece in row if piece.role == RETRIEVED])
 
     def begin(self, plan: ContextPlan) -> None:
         """Make room for the plan's own frames and assemble the frames they attend to.
 
-        A sample's retrieved frames follow the sink in the order of their arrival, which attention
-        does not depend on. What is in its slot at its position already is not written again.
+        A sample's retrieved frames lie in the order of their arrival, which attention does not depend on. What is
+        in its place at its position already is not written again.
         """
-        if any(set(frames) != set(slots[: len(frames)]) for frames, slots in zip(plan.memory, self.recalled)):  # noqa: B905
-            self.recall(plan.memory)
+        self.committing = False
+        self._prefetch_of(plan)
         self.side.join()
-        self._retire(plan.own)
-        table = rope_table(plan.positions, *self.grid, self.head_dim, self.context.device)
-        everyone, first = range(self.context.shape[2]), len(plan.sink)
-        for slot, frame in enumerate(plan.sink):
-            self._place(slot, slot, frame, self.sink[frame], everyone, plan, table)
-        for sample, frames in enumerate(plan.memory):
-            for index, frame in enumerate(frames):
-                slot = self.recalled[sample].index(frame)
-                kv = self.fetched[slot, sample : sample + 1]
-                self._place(first + slot, first + index, frame, kv, range(sample, sample + 1), plan, table)
-        for slot, frame in enumerate(plan.local, start=len(plan.positions) - len(plan.own) - len(plan.local)):
-            self._place(slot, slot, frame, self.ring[frame % len(self.ring)], everyone, plan, table)
-        for slot in range(len(plan.positions) - len(plan.own), len(plan.positions)):
-            for sample in everyone:  # the forwards write here
-                self.placed.pop((slot, sample), None)
-        self.start = (len(plan.positions) - len(plan.own)) * self.tokens
-        self.stop = len(plan.positions) * self.tokens
-        self.slots = slice(plan.own[0] % len(self.ring), plan.own[0] % len(self.ring) + len(plan.own))
-        self.table = tuple(part[self.start : self.stop] for part in table)
+        if plan.start >= self.end:
+            self._retire(plan)
+        self._assemble(plan)
+
+    def commit(self, plan: ContextPlan) -> None:
+        if plan != self.assembled:
+            self._assemble(plan)
+        self.committing = True
+        for piece in plan.own:
+            self.versions[piece.frame] = self.versions.get(piece.frame, 0) + 1
+
+    def pop_transfers(self) -> TransferStats:
+        return self.bank.pop_transfers() if self.bank is not None else TransferStats()
 
     @torch.compiler.disable  # its writes into the buffers are the graph's border
-    def join(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Write this forward's own keys and values; see `wan.model.Context`.
-
-        The last forward of a block, the one on its clean latents, leaves what later blocks read.
-        """
-        own = self.ring[self.slots, :, :, layer]  # [block, B, 2, tokens, heads, head_dim]
-        own[:, :, 0] = rearrange(k, "b (f n) h d -> f b n h d", n=self.tokens)
-        own[:, :, 1] = rearrange(v, "b (f n) h d -> f b n h d", n=self.tokens)
+    def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
+        """Write this forward's own keys and values; see `wan.model.Context`."""
+        if self.committing:
+            block = len(self.assembled.own)
+            first = self.assembled.start % len(self.ring)
+            kept = self.ring[first : first + block, :, :, layer]  # [block, B, 2, tokens, heads, head_dim]
+            kept[:, :, 0] = rearrange(k, "b (f n) h d -> f b n h d", f=block)
+            kept[:, :, 1] = rearrange(v, "b (f n) h d -> f b n h d", f=block)
         keys, values = self.context[:, layer, :, : self.stop]
-        keys[:, self.start :] = rotate(k, self.table)
+        keys[:, self.start :] = rotate(k, self.own_table)
         values[:, self.start :] = v
-        return rotate(q, self.table), keys, values
+        return Attended(rotate(q, self.own_table), keys, values)
 
-    def _place(
-        self,
-        slot: int,
-        index: int,
-        frame: int,
-        kv: torch.Tensor,
-        samples: range,
-        plan: ContextPlan,
-        table: Table,
-    ) -> None:
-        """Write a frame [B, 2, layers, tokens, heads, head_dim], the plan's `index`-th, to a slot of the context."""
-        wanted = (frame, plan.positions[index])
-        if all(self.placed.get((slot, sample)) == wanted for sample in samples):
+    def _assemble(self, plan: ContextPlan) -> None:
+        rows = [self._arranged(sample, row) for sample, row in enumerate(self._rows(plan))]
+        offset = 0
+        for pieces in zip(*rows, strict=True):  # what the samples have at one place
+            first = pieces[0]
+            assert all(piece.pool == first.pool for piece in pieces), "samples attend to equally many tokens"
+            if len(set(pieces)) == 1 and not self._is_staged(first):
+                self._place(offset, first, range(self.shape.batch))
+            else:
+                for sample, piece in enumerate(pieces):
+                    self._place(offset, piece, range(sample, sample + 1))
+            offset += self.shape.tokens(first.pool)
+        self.assembled, self.start = plan, offset
+        self._open_own(plan.own)
+
+    def _open_own(self, own: tuple[Piece, ...]) -> None:
+        """Give the block's own pieces the rest of the context; the forwards write there."""
+        self.stop = self.start
+        tables = []
+        for piece in own:
+            self.stop += self.shape.tokens(piece.pool)
+            tables.append(self._table(piece.position, piece.pool))
+        cos, sin = zip(*tables, strict=True)
+        self.own_table = torch.cat(cos), torch.cat(sin)
+        for sample in range(self.shape.batch):
+            self._displace(sample, self.start, self.stop)
+
+    def _displace(self, sample: int, start: int, stop: int) -> None:
+        """Forget what lay between two offsets of the context, as it is written over."""
+        placed = self.placed[sample]
+        for offset, what in list(placed.items()):
+            if offset < stop and offset + self.shape.tokens(what.pool) > start:
+                del placed[offset]
+
+    def _rows(self, plan: ContextPlan) -> tuple[tuple[Piece, ...], ...]:
+        """The plan's past, a row for each sample."""
+        return plan.past if len(plan.past) == self.shape.batch else plan.past * self.shape.batch
+
+    def _arranged(self, sample: int, row: tuple[Piece, ...]) -> list[Piece]:
+        """The row with its staged pieces in the order of their slots, so that those that stay need not move."""
+        staged = [piece for piece in row if self._is_staged(piece)]
+        if not staged:
+            return list(row)
+        self._stage(sample, staged)
+        in_order = iter(sorted(staged, key=lambda piece: self.staged.slot(sample, self._key(piece))))
+        return [next(in_order) if self._is_staged(piece) else piece for piece in row]
+
+    def _place(self, offset: int, piece: Piece, samples: range) -> None:
+        """Write a piece's keys, rotated, and values to an offset of the context, unless they are there already."""
+        wanted = Placed(piece.frame, piece.position, piece.pool, self.versions.get(piece.frame, 0))
+        if all(self.placed[sample].get(offset) == wanted for sample in samples):
             return
-        self.placed.update({(slot, sample): wanted for sample in samples})
         batch = slice(samples.start, samples.stop)
-        span, angles = (slice(i * self.tokens, (i + 1) * self.tokens) for i in (slot, index))
-        keys, values = rearrange(kv, "b two l n h d -> two l b n h d")
-        self.context[0, :, batch, span] = rotate(keys, tuple(part[angles] for part in table))
+        span = slice(offset, offset + self.shape.tokens(piece.pool))
+        for sample in samples:
+            self._displace(sample, span.start, span.stop)
+            self.placed[sample][offset] = wanted
+        keys, values = rearrange(self._source(piece, batch), "b two l n h d -> two l b n h d")
+        self.context[0, :, batch, span] = rotate(keys, self._table(piece.position, piece.pool))
         self.context[1, :, batch, span] = values
+        self.placed_bytes += 2 * keys.nbytes
+
+    def _source(self, piece: Piece, samples: slice) -> torch.Tensor:
+        """A piece's unrotated keys and values [B, 2, layers, tokens, heads, head_dim]."""
+        if self._is_staged(piece):
+            return self.staged.read(samples.start, self._key(piece))
+        kv = self._whole(piece.frame, samples)
+        return kv if piece.pool == 1 else pooled(kv, piece.pool, self.shape)
+
+    def _whole(self, frame: int, samples: slice) -> torch.Tensor:
+        """All tokens of a frame that is pinned or recent."""
+        if frame < self.pinned_frames:
+            return self.pinned[frame, samples]
+        return self.ring[frame % len(self.ring), samples]
+
+    def _is_staged(self, piece: Piece) -> bool:
+        """Whether a piece has a place of its own on the device because its frame may not be at hand."""
+        return piece.role == RETRIEVED or not self._at_hand(piece.frame)
+
+    def _at_hand(self, frame: int) -> bool:
+        return frame < self.pinned_frames or frame >= self.end - len(self.ring)
+
+    def _key(self, piece: Piece) -> tuple[int, int, int]:
+        return piece.frame, piece.pool, self.versions.get(piece.frame, 0)
+
+    def _stage(self, sample: int, pieces: Sequence[Piece]) -> None:
+        """Fetch the pieces that are not there yet; those not named give their slots up."""
+        for key, slot in self.staged.assign(sample, [self._key(piece) for piece in pieces]):
+            frame, pool, _ = key
+            out = self.staged.buffers[slot][sample]
+            if pool == 1:
+                self._fetch(frame, sample, out)
+            else:
+                whole = torch.empty(self.shape.dims[1:], dtype=out.dtype, device=out.device)
+                self._fetch(frame, sample, whole)
+                out.copy_(pooled(whole.unsqueeze(0), pool, self.shape)[0])
 
     def _fetch(self, frame: int, sample: int, out: torch.Tensor) -> None:
-        if frame >= self.end - len(self.ring):
-            out.copy_(self.ring[frame % len(self.ring), sample])
+        if self._at_hand(frame):
+            out.copy_(self._whole(frame, slice(sample, sample + 1))[0])
         else:
-            self.memory.fetch(frame, sample, out)
+            self.bank.fetch(frame, sample, out)
 
-    def _retire(self, own: tuple[int, ...]) -> None:
-        """Before `own` overwrites its slots of the ring: keep the sink, hand the rest to the memory."""
-        self.end = own[-1] + 1
-        if own[0] == self.layout.block:  # the first block is finished, and with it the sink
-            self.sink.copy_(self.ring[: self.layout.sink])
-        leaving = [frame - len(self.ring) for frame in own]
-        if self.memory is not None and leaving[0] >= 0:
-            kept = [frame for frame in leaving if frame >= self.layout.sink]
-            if kept:
-                first = kept[0] % len(self.ring)
-                self.memory.put(kept, self.ring[first : first + len(kept)])
+    def _retire(self, plan: ContextPlan) -> None:
+        """Before a new block overwrites its part of the ring: keep pinned frames, hand the oldest to the bank."""
+        finished = self.assembled.own if self.assembled else ()
+        for piece in finished:
+            if piece.frame < self.pinned_frames:
+                self.pinned[piece.frame] = self.ring[piece.frame % len(self.ring)]
+        start, block = plan.start, len(plan.own)
+        self.end = start + block
+        leaving = range(start - len(self.ring), start - len(self.ring) + block)
+        kept = [frame for frame in leaving if frame >= self.pinned_frames]
+        if self.bank is not None and kept:
+            first = kept[0] % len(self.ring)
+            self.bank.put(kept, self.ring[first : first + len(kept)])
+
+    def _table(self, position: int, pool: int) -> Table:
+        """Rotation of a piece; the latest ones are kept, as most positions come again in the next block."""
+        key = (position, pool)
+        if key not in self.tables:
+            if len(self.tables) == self.most_tables:
+                del self.tables[next(iter(self.tables))]
+            shape, device = self.shape, self.context.device
+            self.tables[key] = rope_table([position], shape.rows, shape.columns, shape.head_dim, device, pool)
+        return self.tables[key]
+
+
+class Staged:
+    """Pieces fetched for each sample, keys unrotated; each stays in its slot for as long as it is wanted.
+
+    Args:
+        pools: `pool` of each slot.
+    """
+
+    def __init__(self, shape: FrameShape, pools: Sequence[int], device: torch.device | str, dtype: torch.dtype) -> None:
+        self.pools = list(pools)
+        self.buffers = []  # [B, 2, layers, tokens, heads, head_dim] each
+        for pool in self.pools:
+            dims = (shape.batch, 2, shape.layers, shape.tokens(pool), shape.heads, shape.head_dim)
+            self.buffers.append(torch.empty(dims, device=device, dtype=dtype))
+        self.keys: list[list[tuple | None]] = [[None] * len(self.pools) for _ in range(shape.batch)]
+
+    def slot(self, sample: int, key: tuple) -> int:
+        return self.keys[sample].index(key)
+
+    def assign(self, sample: int, wanted: Sequence[tuple]) -> list[tuple[tuple, int]]:
+        """Give every wanted key (frame, pool, version) a slot of its pool, the first ones.
+
+        Returns:
+            (key, slot) of those that are to be filled.
+        """
+        keys = self.keys[sample]
+        room = {}
+        for pool in set(self.pools):
+            count = sum(key[1] == pool for key in wanted)
+            room[pool] = [slot for slot, of in enumerate(self.pools) if of == pool][:count]
+        for slot, pool in enumerate(self.pools):
+            if keys[slot] not in wanted or slot not in room[pool]:
+                keys[slot] = None
+        missing = []
+        for key in wanted:
+            if key not in keys:
+                slot = next(slot for slot in room[key[1]] if keys[slot] is None)
+                keys[slot] = key
+                missing.append((key, slot))
+        return missing
+
+    def read(self, sample: int, key: tuple) -> torch.Tensor:
+        """[1, 2, layers, tokens, heads, head_dim]"""
+        return self.buffers[self.slot(sample, key)][sample : sample + 1]
+
+
+def pooled(kv: torch.Tensor, pool: int, shape: FrameShape) -> torch.Tensor:
+    """Means over pool x pool neighbouring tokens of keys and values [B, 2, layers, tokens, heads, head_dim]."""
+    batch = kv.shape[0]
+    grid = rearrange(kv, "b two l (r c) h d -> (b two l) (h d) r c", r=shape.rows)
+    means = F.avg_pool2d(grid.float(), pool, ceil_mode=True).to(kv.dtype)
+    return rearrange(means, "(b two l) (h d) r c -> b two l (r c) h d", b=batch, two=2, h=shape.heads)
 
 
 def ring_frames(policy: ContextPolicy) -> int:
-    """Latest frames kept beside the context: whole blocks, so that a block's slots in the ring are contiguous."""
-    return -(-policy.local_frames // policy.layout.block) * policy.layout.block
+    """Latest frames kept at hand: whole blocks, so that a block's frames lie side by side in the ring."""
+    return -(-policy.recent // policy.block) * policy.block

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from random import Random
 from typing import Protocol
 
 import torch
@@ -10,6 +11,9 @@ import torch
 class NoiseSource(Protocol):
     def draw(self, block: int, step: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Noise [B, F, C, H, W] on the CPU in float32 for a block; step 0 starts it, step i > 0 follows step i."""
+
+    def rngs(self, block: int) -> list[Random]:
+        """A source of random choices for each sample of the batch, for a block."""
 
 
 class SeededNoise:
@@ -28,11 +32,18 @@ class SeededNoise:
 
     def draw(self, block: int, step: int, shape: tuple[int, ...]) -> torch.Tensor:
         pieces = []
-        for prompt, sample in self.samples:
-            name = f"{self.seed}/{prompt}/{sample}/{block}/{step}"
-            key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
-            pieces.append(torch.randn(shape[1:], generator=torch.Generator().manual_seed(key)))
+        for sample in self.samples:
+            generator = torch.Generator().manual_seed(self._key(sample, block, str(step)))
+            pieces.append(torch.randn(shape[1:], generator=generator))
         return torch.stack(pieces)
+
+    def rngs(self, block: int) -> list[Random]:
+        return [Random(self._key(sample, block, "choice")) for sample in self.samples]
+
+    def _key(self, sample: tuple[int, int], block: int, purpose: str) -> int:
+        prompt, number = sample
+        name = f"{self.seed}/{prompt}/{number}/{block}/{purpose}"
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 class RecordedNoise:
@@ -50,3 +61,6 @@ class RecordedNoise:
         if step:
             return next(self.renoise).reshape(shape)
         return self.noise[:, block * shape[1] : (block + 1) * shape[1]].reshape(shape)
+
+    def rngs(self, block: int) -> list[Random]:
+        return [Random(block) for _ in range(len(self.noise))]

@@ -19,31 +19,31 @@ def cast(blocks: nn.Module, dtype: torch.dtype) -> None:
     apply_layerwise_casting(blocks, torch.float8_e4m3fn, dtype, skip_modules_pattern=KEPT)
 
 
-def quantise(blocks: nn.Module, dtype: torch.dtype, config: str) -> None:
+def _with_torchao(blocks: nn.Module, dtype: torch.dtype, config: str) -> None:
     """FP8 or INT8 with scales through torchao; computes in `dtype`."""
     quantization = _torchao()
     quantization.quantize_(blocks, getattr(quantization, config)())
 
 
 # Name -> how the linears of the blocks are kept; None leaves them as they are.
-FORMS: dict[str, Callable[[nn.Module, torch.dtype], None] | None] = {
+QUANTIZATION: dict[str, Callable[[nn.Module, torch.dtype], None] | None] = {
     "same": None,
     "cast_fp8": cast,
-    "fp8": partial(quantise, config="Float8WeightOnlyConfig"),
-    "int8": partial(quantise, config="Int8WeightOnlyConfig"),
+    "fp8": partial(_with_torchao, config="Float8WeightOnlyConfig"),
+    "int8": partial(_with_torchao, config="Int8WeightOnlyConfig"),
 }
 
 
-def require(form: str) -> None:
+def require_quantization(form: str) -> None:
     """Refuse a form whose package is not installed."""
     if form in ("fp8", "int8"):
         _torchao()
 
 
-def shrink(model: CausalWanModel, form: str) -> None:
-    """Keep the weights of the blocks in a form of `FORMS`; everything else stays as it is."""
-    if FORMS[form]:
-        FORMS[form](model.blocks, model.dtype)
+def quantize(model: CausalWanModel, form: str) -> None:
+    """Keep the weights of the blocks in a form of `QUANTIZATION`; everything else stays as it is."""
+    if QUANTIZATION[form]:
+        QUANTIZATION[form](model.blocks, model.dtype)
 
 
 def offload_transformer(model: CausalWanModel, device: torch.device) -> None:

@@ -2,89 +2,118 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
-from pipeline import build
-from pipeline.config import RunConfig, load_config
+from pipeline.bank.bank import build_bank
+from pipeline.config import RunConfig
+from pipeline.context import ContextPolicy
 from pipeline.decode import decode_stream
-from pipeline.kv_cache import KVCache, ring_frames
-from pipeline.memory import build_memory
+from pipeline.descriptors import Describe
+from pipeline.generation import Generation, LatentBlock
+from pipeline.kv_cache import Cache, FrameShape, KVCache, ring_frames
 from pipeline.noise import NoiseSource, SeededNoise
-from pipeline.retrieval import SELECTIONS, Descriptor, Retrieval
-from pipeline.rollout import LatentBlock, rollout
+from pipeline.retrieval import Index, Retrieval
+from pipeline.sampler import Sampler
+from pipeline.samples import Sample
+from pipeline.selection import SELECTIONS
+from pipeline.text import Embed
 from wan.model import CausalWanModel
-from wan.tiny_vae import TinyVAE
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One video to make: a prompt, its number, and which of the prompt's samples it is."""
-
-    prompt: str
-    index: int = 0
-    number: int = 0
-
+from wan.params import LatentFormat
+from wan.taehv import TAEHV
 
 Samples = str | Sample | Sequence[Sample]
 
 
 @dataclass
 class Pipeline:
-    """A frozen backbone, ready to generate; each generation has its own cache, memory and index.
+    """A frozen backbone, ready to generate; each generation has its own cache, bank and index.
 
     Attributes:
+        format: of the latents.
         descriptor: what frames are retrieved by; None without retrieval.
-        embeddings: prompt -> [text_len, text_dim], filled as prompts come.
+        bank_bytes: budget on the device for frames outside the window; None for the one of the settings.
+        embed: prompts -> embeddings, for those that are not in `embeddings` yet.
+        embeddings: prompt -> [text_len, text_dim].
     """
 
     config: RunConfig
     device: torch.device
     model: CausalWanModel
-    vae: AutoencoderKLWan | TinyVAE
-    descriptor: Descriptor | None
+    vae: AutoencoderKLWan | TAEHV | None
+    format: LatentFormat
+    policy: ContextPolicy
+    sampler: Sampler
+    descriptor: Describe | None
+    bank_bytes: int | None = None
+    embed: Embed | None = None
     embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def blocks(self, samples: Samples, noise: NoiseSource | None = None) -> Iterator[LatentBlock]:
-        """Generate one batch of samples; yields each finished block of latents.
+    def start(self, samples: Samples, noise: NoiseSource | None = None) -> Generation:
+        """One batch of samples, ready for its first block.
 
         Args:
             noise: where noise comes from; by default it follows from the seed and the samples' numbers.
         """
         samples = _listed(samples)
-        text = self._prompt_embeds([sample.prompt for sample in samples])
-        noise = noise or SeededNoise(self.config.seed, [(sample.index, sample.number) for sample in samples])
-        yield from self.blocks_of(text, noise)
+        numbers = [(sample.index, sample.number) for sample in samples]
+        embeds = self.prompt_embeds([sample.prompt for sample in samples])
+        return self.start_from(embeds, noise or SeededNoise(self.config.seed, numbers))
 
-    def blocks_of(self, prompt_embeds: torch.Tensor, noise: NoiseSource) -> Iterator[LatentBlock]:
-        """Generate from embeddings [B, text_len, text_dim]; yields each finished block of latents."""
-        config, params = self.config, self.model.params
-        frame_shape = build.latent_shape(config, params)
-        policy = build.build_policy(config)
-        batch, retrieval, memory = len(prompt_embeds), None, None
-        if self.descriptor is not None:
-            retrieval = Retrieval(self.descriptor, SELECTIONS[config.model_kwargs.selection])
-            tokens = params.tokens_per_frame(*frame_shape[1:])
-            frame = (batch, 2, params.num_layers, tokens, params.num_heads, params.head_dim)
-            leaving = max(config.num_output_frames - ring_frames(policy) - policy.layout.sink, 0)
-            memory = build_memory(config.bank, retrieval, frame, leaving, self.model.dtype, self.device)
-        cache = KVCache(params, policy, *frame_shape[1:], batch, memory, self.device, self.model.dtype)
-        yield from rollout(
-            self.model,
-            prompt_embeds.to(self.device),
-            policy,
-            cache,
-            retrieval,
-            build.build_sampler(config),
-            noise,
-            config.num_output_frames,
-            frame_shape,
-            config.context_noise,
+    def start_from(
+        self,
+        prompt_embeds: torch.Tensor,
+        noise: NoiseSource,
+        index: Index | None = None,
+        cache: Cache | None = None,
+    ) -> Generation:
+        """The same from embeddings [B, text_len, text_dim].
+
+        Args:
+            index, cache: in place of those that the config describes.
+        """
+        config, batch = self.config, len(prompt_embeds)
+        latent = self.format.shape(config.height, config.width)
+        if index is None and self.descriptor is not None:
+            index = Retrieval(self.descriptor, SELECTIONS[config.model_kwargs.selection])
+        if cache is None:
+            cache = self.build_cache(batch, index)
+        return Generation(
+            model=self.model,
+            policy=self.policy,
+            cache=cache,
+            index=index,
+            sampler=self.sampler,
+            noise=noise,
+            text=self.model.encode_text(prompt_embeds.to(self.device)),
+            shape=(batch, config.num_frame_per_block, *latent),
+            device=self.device,
+            context_noise=config.context_noise,
+            frames=config.num_output_frames,
         )
+
+    def build_cache(self, batch: int, index: Index | None) -> KVCache:
+        """The key/value cache of one generation, with a bank where its policy reaches beyond the window."""
+        config, dtype = self.config, self.model.dtype
+        shape = self.frame_shape(batch)
+        bank = None
+        if self.policy.fetched:
+            leaving = leaving_frames(self.policy, config.num_output_frames)
+            bank = build_bank(config.bank, index, shape.dims, leaving, dtype, self.device, self.bank_bytes)
+        return KVCache(shape, self.policy, bank, self.device, dtype)
+
+    def frame_shape(self, batch: int) -> FrameShape:
+        """Keys and values of one latent frame."""
+        _, height, width = self.format.shape(self.config.height, self.config.width)
+        return FrameShape.of(self.model.params, height, width, batch)
+
+    def blocks(self, samples: Samples, noise: NoiseSource | None = None) -> Iterator[LatentBlock]:
+        """Generate one batch of samples; yields each finished block of latents."""
+        generation = self.start(samples, noise)
+        while generation.start < self.config.num_output_frames:
+            yield generation.step()
 
     def frames(self, samples: Samples) -> Iterator[np.ndarray]:
         """Generate one batch of samples; yields each block's frames [B, T, H, W, 3] in bytes."""
@@ -94,37 +123,17 @@ class Pipeline:
         """Generate one whole video [T, H, W, 3] in bytes."""
         return np.concatenate(list(self.frames(sample)), axis=1)[0]
 
-    def _prompt_embeds(self, prompts: Sequence[str]) -> torch.Tensor:
+    def prompt_embeds(self, prompts: Sequence[str]) -> torch.Tensor:
+        """[len(prompts), text_len, text_dim]"""
         new = [prompt for prompt in prompts if prompt not in self.embeddings]
         if new:
-            self.embeddings.update(build.embed(self.config, new))
+            self.embeddings.update(self.embed(new))
         return torch.stack([self.embeddings[prompt] for prompt in prompts])
 
 
-def load(config: str | Path | RunConfig, prompts: Sequence[str] = (), **overrides: Any) -> Pipeline:
-    """Build the pipeline that a config describes.
-
-    Args:
-        config: a YAML file, or settings from `load_config`.
-        prompts: encoded before the other weights are loaded, so that the two need not fit at once.
-        overrides: replace the file's settings; nested ones as in `model_kwargs={"memory_size": 4}`.
-
-    Raises:
-        UserError: anything that does not fit, before any work is done.
-    """
-    if not isinstance(config, RunConfig):
-        config = load_config(config, overrides)
-    elif overrides:
-        raise TypeError("settings are frozen: give the overrides to load_config")
-    config = build.check(config)
-    embeddings = build.embed(config, prompts) if prompts else {}
-    device, dtype = build.placement(config)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # what names no device means this one
-    model = build.build_model(config, device, dtype)
-    descriptor = build.build_descriptor(config, model.params, device)
-    vae = build.build_vae(config, device, dtype)
-    return Pipeline(config, device, model, vae, descriptor, embeddings)
+def leaving_frames(policy: ContextPolicy, frames: int) -> int:
+    """How many frames of a video go to the bank."""
+    return max(frames - ring_frames(policy) - policy.pinned, 0)
 
 
 def _listed(samples: Samples) -> list[Sample]:

@@ -1,6 +1,7 @@
 """The few-step sampler: flow-matching noise levels and one block's denoising."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
@@ -39,30 +40,68 @@ class FlowSchedule:
         return ((1 - sigma) * clean.float() + sigma * noise.float()).to(noise.dtype)
 
 
-class Sampler:
-    """Denoises a block in a few steps with fresh noise between them."""
+Flow = Callable[[torch.Tensor, float], torch.Tensor]  # (noisy latents, timestep) -> predicted flow of the same shape
 
-    def __init__(self, schedule: FlowSchedule, timesteps: Sequence[float]) -> None:
-        self.schedule, self.timesteps = schedule, list(timesteps)
+
+class Rule(Protocol):
+    """One way to walk down the noise levels."""
 
     def __call__(
         self,
-        flow: Callable[[torch.Tensor, float], torch.Tensor],
+        schedule: FlowSchedule,
+        timesteps: Sequence[float],
+        flow: Flow,
         noise: torch.Tensor,
         renoise: Callable[[int], torch.Tensor],
     ) -> torch.Tensor:
-        """Denoise `noise` [B, F, C, H, W].
+        """Denoise `noise` [B, F, C, H, W] to x0, [B, F, C, H, W].
 
         Args:
-            flow: (noisy latents, timestep) -> predicted flow of the same shape.
+            timesteps: falling; `noise` is at the first.
             renoise: step index -> fresh noise for the step after it.
-
-        Returns:
-            The last step's clean prediction x0, [B, F, C, H, W].
         """
-        x = noise
-        for step, timestep in enumerate(self.timesteps):
-            clean = self.schedule.to_clean(flow(x, timestep), x, timestep)
-            if step + 1 < len(self.timesteps):
-                x = self.schedule.add_noise(clean, renoise(step), self.timesteps[step + 1])
-        return clean
+
+
+def few_step(
+    schedule: FlowSchedule,
+    timesteps: Sequence[float],
+    flow: Flow,
+    noise: torch.Tensor,
+    renoise: Callable[[int], torch.Tensor],
+) -> torch.Tensor:
+    """Predict x0, add fresh noise of the next level, and so on: what the few-step backbones were distilled for."""
+    x = noise
+    for step, timestep in enumerate(timesteps):
+        clean = schedule.to_clean(flow(x, timestep), x, timestep)
+        if step + 1 < len(timesteps):
+            x = schedule.add_noise(clean, renoise(step), timesteps[step + 1])
+    return clean
+
+
+def euler(
+    schedule: FlowSchedule,
+    timesteps: Sequence[float],
+    flow: Flow,
+    noise: torch.Tensor,
+    renoise: Callable[[int], torch.Tensor],
+) -> torch.Tensor:
+    """Follow the flow in straight pieces, without fresh noise: x_next = x + (sigma_next - sigma) * v."""
+    x = noise
+    sigmas = [schedule.sigma(timestep) for timestep in timesteps] + [0.0]
+    for timestep, sigma, sigma_next in zip(timesteps, sigmas[:-1], sigmas[1:], strict=True):
+        x = (x.double() + (sigma_next - sigma) * flow(x, timestep).double()).to(noise.dtype)
+    return x
+
+
+SAMPLERS: dict[str, Rule] = {"few_step": few_step, "euler": euler}
+
+
+class Sampler:
+    """Denoises blocks by a rule of `SAMPLERS` at the given timesteps."""
+
+    def __init__(self, schedule: FlowSchedule, timesteps: Sequence[float], rule: Rule = few_step) -> None:
+        self.schedule, self.timesteps, self.rule = schedule, list(timesteps), rule
+
+    def __call__(self, flow: Flow, noise: torch.Tensor, renoise: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        """A block's clean latents x0 [B, F, C, H, W] from `noise` of that shape; see `Rule`."""
+        return self.rule(self.schedule, self.timesteps, flow, noise, renoise)

@@ -8,10 +8,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from utils.files import atomic
-from wan.text_encoder import clean
+from pipeline.prompts import Prompt
+from utils.cache import write_cached
+from wan.text_encoder import clean, load_tokenizer, tokens_cut
 
 Encoder = Callable[[Sequence[str]], torch.Tensor]  # prompts -> [len(prompts), text_len, text_dim]
+Embed = Callable[[Sequence[str]], dict[str, torch.Tensor]]  # prompts -> each one's embedding [text_len, text_dim]
+NAMED = 5  # prompts in the note of those that are cut
 SAMPLED = 1 << 20  # bytes of a file's head and tail that stand for its content
 
 
@@ -34,17 +37,23 @@ class TextCache:
         """[text_len, text_dim], or None where it is not cached or cannot be read."""
         try:
             content = load_file(self.path(prompt))
-            x, (rows,) = content["embedding"], content["rows"].tolist()
-        except (OSError, SafetensorError, KeyError, ValueError):
+            x = content["embedding"]
+            rows = content["rows"].item()
+        except (OSError, SafetensorError, KeyError, RuntimeError):
+            return None
+        if x.ndim != 2 or rows < len(x):
             return None
         return torch.cat([x, x.new_zeros(rows - len(x), x.shape[1])])
 
     def put(self, prompt: str, x: torch.Tensor) -> None:
-        """Keep an embedding [text_len, text_dim], but for the zeros beyond the prompt's length."""
+        """Keep an embedding [text_len, text_dim], but for the zeros beyond the prompt's length.
+
+        Where the folder cannot be written, one warning says so.
+        """
         filled = x.any(dim=1).nonzero()
         rows = int(filled[-1]) + 1 if len(filled) else 0
-        with atomic(self.path(prompt)) as temporary:
-            save_file({"embedding": x[:rows].clone(), "rows": torch.tensor([len(x)])}, temporary)
+        content = {"embedding": x[:rows].clone(), "rows": torch.tensor([len(x)])}
+        write_cached(self.path(prompt), lambda temporary: save_file(content, temporary))
 
 
 def encode_prompts(
@@ -68,6 +77,25 @@ def encode_prompts(
                 if cache:
                     cache.put(prompt, x)
     return embeddings
+
+
+def note_of_cuts(prompts: Sequence[Prompt], tokenizer: Path, text_len: int) -> str | None:
+    """Which prompts are longer than the text encoder reads, in one line; None if none is.
+
+    Args:
+        tokenizer: its folder.
+        text_len: tokens that a prompt is cut to.
+    """
+    reader = load_tokenizer(tokenizer)
+    cuts = []
+    for prompt in prompts:
+        lost = tokens_cut(reader, prompt.text, text_len)
+        if lost:
+            cuts.append(f"prompt {prompt.index} loses its last {lost} {'token' if lost == 1 else 'tokens'}")
+    if not cuts:
+        return None
+    more = f", and {len(cuts) - NAMED} more" if len(cuts) > NAMED else ""
+    return f"note: the text encoder reads {text_len} tokens of a prompt: {', '.join(cuts[:NAMED])}{more}"
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from ae.model import LatentAEParams
+from pipeline.backbones import WAN_FOLDER
 from tests.miniature import make_tokenizer
-from utils.download import WAN_FOLDER
 from utils.errors import run
 from utils.files import require_writable, write_json
 from utils.tensors import save_tensors, shapes_of

@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from pipeline import build
+from pipeline.build import assemble, build_model
 from pipeline.config import load_config
 from pipeline.noise import RecordedNoise
 from pipeline.pipeline import Pipeline
+from pipeline.preflight import placement
 from utils.errors import UserError, run
 from utils.files import require_file
-from wan.params import params_from_dict
+from wan.params import LatentFormat, params_from_dict
 
 DEFAULT_TOLERANCE = 2e-5  # float32 on a CPU
 
@@ -63,7 +64,8 @@ def recorded_pipeline(record: dict, folder: Path, noise_shape: torch.Size) -> Pi
     """The pipeline that a recording describes, built as any other; it has no text encoder and no VAE."""
     weights, args = dict(record["weights"]), dict(record["config"]["args"])
     kwargs = dict(args.pop("model_kwargs"))
-    _, frames, _, height, width = noise_shape
+    _, frames, channels, height, width = noise_shape
+    format = LatentFormat(channels)
     ae_ckpt = weights.get("ae_ckpt", kwargs.get("ae_ckpt"))
     adapter = weights.get("adapter") or record.get("adapter")
     settings = {
@@ -72,27 +74,27 @@ def recorded_pipeline(record: dict, folder: Path, noise_shape: torch.Size) -> Pi
         **{key: str(folder / weights[key]) for key in ("generator_ckpt", "lora_ckpt") if weights.get(key)},
         **({"adapter": adapter} if adapter else {}),
         **{"use_ema": bool(weights.get("use_ema")), "device": "cpu", "dtype": "float32"},
-        **{"num_output_frames": frames, "height": height * 8, "width": width * 8},
+        **{"num_output_frames": frames, "height": height * format.spatial, "width": width * format.spatial},
     }
     with tempfile.TemporaryDirectory() as root:  # a model folder that holds the sizes only
         params = params_from_dict(record["config"]["backbone"], "the recording")
         (Path(root) / "recorded").mkdir()
         (Path(root) / "recorded" / "config.json").write_text(json.dumps(params.to_dict()))
         config = load_config(overrides=settings | {"model_root": root, "model_name": "recorded"})
-        device, dtype = build.placement(config)
-        model = build.build_model(config, device, dtype)
-        descriptor = build.build_descriptor(config, model.params, device)
-    return Pipeline(config, device, model, None, descriptor)
+        device, dtype = placement(config)
+        model = build_model(config, device, dtype)
+    return assemble(config, model, format, device)
 
 
 def generate(pipeline: Pipeline, recorded: dict[str, torch.Tensor]) -> tuple[dict, list]:
     """Run the recorded generation; returns its tensors under the recording's names, and the selections."""
     steps = len(pipeline.config.denoising_step_list)
-    sampler = build.build_sampler(pipeline.config)
+    sampler = pipeline.sampler
     calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     hook = pipeline.model.register_forward_hook(lambda module, inputs, flow: calls.append((inputs[0], inputs[1], flow)))
     noise = RecordedNoise(recorded["noise"], recorded["renoise"])
-    blocks = list(pipeline.blocks_of(recorded["prompt_embeds"], noise))
+    generation = pipeline.start_from(recorded["prompt_embeds"], noise)
+    blocks = [generation.step() for _ in range(0, pipeline.config.num_output_frames, pipeline.policy.block)]
     hook.remove()
 
     def joined(forward: int) -> torch.Tensor:
@@ -110,10 +112,10 @@ def generate(pipeline: Pipeline, recorded: dict[str, torch.Tensor]) -> tuple[dic
     if pipeline.descriptor is not None:
         produced["descriptors"] = pipeline.descriptor(produced["latents"])
         layers = range(pipeline.model.params.num_layers)
-        left = torch.tensor([pipeline.config.layout().evicted(pipeline.config.num_output_frames)])
+        left = torch.tensor([max(pipeline.config.num_output_frames - pipeline.policy.local_attn_size, 0)])
         produced |= {f"pool_len.{layer}": left for layer in layers}
     produced |= {f"merged.{name}": weight for name, weight in pipeline.model.state_dict().items()}
-    selections = [(b.selection.query_frame, [list(row) for row in b.selection.frames]) for b in blocks if b.selection]
+    selections = [(b.selection.block_start, [list(row) for row in b.selection.frames]) for b in blocks if b.selection]
     return produced, selections
 
 

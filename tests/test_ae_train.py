@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from ae import dataset, train
 from ae.dataset import Batches, LatentChunks, scan
 from ae.model import load_encoder
-from utils.errors import run
+from ae.settings import TrainSettings, course, load_train_settings
+from ae.trainer import Trainer
+from utils.errors import UserError, run
 from utils.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -64,25 +66,26 @@ def test_two_steps_equal_the_recording(tmp_path, monkeypatch):
     write_corpus(tmp_path / "data", 3, 8, (16, 8, 12))
     names = ("seq_len", "in_channels", "spatial_h", "spatial_w", "latent_dim", "hidden_dims", "lr", "weight_decay")
     overrides = {name: facts[name] for name in names} | {"data_dir": str(tmp_path / "data"), "val_split": 0.0}
-    settings = load_settings(train.TrainSettings, None, overrides | {"log_dir": str(tmp_path), "num_workers": 0})
-    from ae.trainer import Trainer
-
-    trainer = Trainer(train.resolve(settings, "golden"))
+    settings = load_settings(TrainSettings, None, overrides | {"log_dir": str(tmp_path), "num_workers": 0})
+    trainer = Trainer.start(settings)
     trainer.model.load_state_dict({key[2:]: value for key, value in recorded.items() if key.startswith("w.")})
     trainer.model.train()
     for chunks in (recorded["chunk"], recorded["chunk"].flip(0)):
         trainer._step(chunks)
     expected = load_file(GOLDENS / "ae_train2steps.safetensors")
     for key, value in trainer.model.state_dict().items():
-        tolerance = 4 * facts["lr"] if key.endswith(CANCELLED) else 1e-5
-        torch.testing.assert_close(value, expected[f"after.{key}"], rtol=1e-5, atol=tolerance)
+        # AdamW moves a weight by up to lr a step, however small its gradient. Two steps with opposite signs are 4 lr
+        # apart. Other gradients are right to 1e-5 of the largest one in float32, so that a gradient a thousandth of
+        # it moves its weight by up to 1% of lr differently: 7e-6 was seen between kernels, a fifth of lr is allowed.
+        tolerance = 4 * facts["lr"] if key.endswith(CANCELLED) else facts["lr"] / 5
+        torch.testing.assert_close(value, expected[f"after.{key}"], rtol=0, atol=tolerance)
 
 
 def test_killed_at_a_random_moment_and_resumed_it_trains_the_same(arguments, tmp_path):
     epochs = 6
 
     def command(name: str) -> list[str]:
-        extra = [f"tag={name}", f"epochs={epochs}", "save_steps=1"]
+        extra = [f"tag={name}", f"epochs={epochs}", "save_steps=1", "num_workers=1"]
         return [sys.executable, "-m", "ae.train", *arguments, *extra]
 
     subprocess.run(command("whole"), cwd=ROOT, check=True, capture_output=True)
@@ -91,10 +94,11 @@ def test_killed_at_a_random_moment_and_resumed_it_trains_the_same(arguments, tmp
     for _ in range(lines + 1):
         process.stdout.readline()
     process.kill()
-    process.communicate()
+    process.communicate()  # comes back when nobody holds the pipe any more: the loader's process has ended too
     subprocess.run(command("killed"), cwd=ROOT, check=True, capture_output=True)
     whole, killed = tmp_path / "runs/whole", tmp_path / "runs/killed"
     assert (whole / "curve.csv").read_bytes() == (killed / "curve.csv").read_bytes(), f"killed after {lines} lines"
+    assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
     for name in ("last.pt", "best.pt"):
         a, b = (torch.load(folder / name, weights_only=True) for folder in (whole, killed))
         assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
@@ -102,8 +106,6 @@ def test_killed_at_a_random_moment_and_resumed_it_trains_the_same(arguments, tmp
 
 
 def test_a_stop_within_an_epoch_resumes_at_the_next_batch(arguments, monkeypatch, tmp_path):
-    from ae.trainer import Trainer
-
     assert trained([*arguments, "tag=whole"], monkeypatch) == 0
     step, calls = Trainer._step, []
 
@@ -128,7 +130,9 @@ def test_two_processes_train_what_one_does(arguments, tmp_path, monkeypatch):
     assert trained([*arguments, "tag=one"], monkeypatch) == 0
     rows = [(tmp_path / f"runs/{tag}/curve.csv").read_text().splitlines()[1:] for tag in ("one", "two")]
     one, two = (torch.tensor([[float(x) for x in row.split(",")] for row in table]) for table in rows)
-    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+    # float32 losses near 1. Gradients are summed in another order, and AdamW turns rounding in the smallest of them
+    # into steps of up to lr, 3e-4, of a few weights.
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
 def test_checkpoints_have_the_published_form_and_load_for_inference(arguments, monkeypatch, tmp_path, capsys):
@@ -158,7 +162,7 @@ def test_a_published_checkpoint_can_be_trained_on(tmp_path, arguments, monkeypat
 
 def test_one_zero_weight_leaves_reconstruction_only():
     def weights(**given):
-        settings = train.resolve(load_settings(train.TrainSettings, None, given), "x.yaml")
+        settings = load_settings(TrainSettings, None, given)
         return settings.delta_weight, settings.smooth_weight
 
     assert weights() == (1, 1)
@@ -167,12 +171,42 @@ def test_one_zero_weight_leaves_reconstruction_only():
     assert weights(smooth_weight=0.0) == (1, 0)
 
 
-@pytest.mark.parametrize("name", ["ae_delta", "base_ae", "tinyworld_ae"])
-def test_shipped_configs_are_valid(name):
-    path = ROOT / f"configs/{name}.yaml"
-    settings = train.resolve(load_settings(train.TrainSettings, path, (), train.RETIRED), path)
-    smooth = {"ae_delta": 1.0, "base_ae": 0.0, "tinyworld_ae": 0.01}
-    assert (settings.tag, settings.smooth_weight) == (name, smooth[name])
+@pytest.mark.parametrize(("name", "smooth"), [("ae_delta", 1.0), ("base_ae", 0.0), ("tinyworld_ae", 0.01)])
+def test_shipped_configs_are_valid(name, smooth):
+    settings = load_train_settings(f"ae/configs/{name}.yaml")
+    assert (settings.tag, settings.smooth_weight) == (name, smooth)
+
+
+def test_the_course_is_what_decides_the_outcome():
+    assert set(course()) == {
+        *("seed", "val_split", "data_percentage", "seq_len", "batch_size", "lr", "weight_decay", "grad_clip"),
+        *("delta_weight", "delta_margin", "delta_window", "smooth_weight", "use_amp", "amp_dtype"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("typed", "overrides"),
+    [
+        ("x.yaml lr=0.1 tag=a", ["lr=0.1", "tag=a"]),
+        ("--config x.yaml --data_dir D", ["data_dir=D"]),
+        ("--config=x.yaml --data_dir=D lr=1", ["data_dir=D", "lr=1"]),
+        ("--data_dir D --disable_wandb --config x.yaml", ["data_dir=D", "disable_wandb=true"]),
+        ("--config x.yaml --hidden_dims 32 64 --gpu 0", ["hidden_dims=[32,64]", "gpu=0"]),
+        ("--lr 1 --config x.yaml lr=2", ["lr=1", "lr=2"]),
+        ("--config x.yaml --smooth_weight -1", ["smooth_weight=-1"]),
+        ("--config x.yaml --data_dir runs/a=b", ["data_dir=runs/a=b"]),
+        ("--config x.yaml --disable_wandb lr=1", ["disable_wandb=true", "lr=1"]),
+    ],
+)
+def test_flags_and_settings_say_the_same(typed, overrides):
+    assert train.parse(typed.split()) == ("x.yaml", overrides)
+
+
+def test_published_flags_train(arguments, corpus, tmp_path, monkeypatch, capsys):
+    flags = ["--config", arguments[0], "--data_dir", str(corpus), "--log_dir", str(tmp_path / "flags"), "--gpu", "0"]
+    assert trained(flags, monkeypatch) == 0
+    assert (tmp_path / "flags/tiny/encoder.safetensors").is_file()
+    assert "epoch 2/2" in capsys.readouterr().out
 
 
 def test_batches_are_the_same_for_any_number_of_processes_and_resumable():
@@ -276,12 +310,28 @@ def test_fewer_files_than_a_batch_train_and_say_so(arguments, monkeypatch, capsy
         (["data_dir=."], "holds no latent_"),
         (["spatial_h=60"], "16 x 60 x 6"),
         (["seq_len=10"], "has 9 frames and seq_len is 10"),
+        (["seq_len=1000000000000"], "has 9 frames and seq_len is 1000000000000"),
         (["latent_dims=9"], "did you mean 'latent_dim'"),
-        (["lr=0"], "'lr' is 0"),
+        (["lr=0"], "'lr' is 0.0; it must be above 0"),
+        (["lr=nan"], "'lr' is nan; it must be a finite number"),
+        (["lr=1e300"], "'lr' is 1e+300; it must be at most 1"),
+        (["grad_clip=inf"], "'grad_clip' is inf; it must be a finite number"),
+        (["delta_margin=-2"], "'delta_margin' is -2.0; it must be at least -1"),
+        (["val_split=1"], "'val_split' is 1.0; it must be below 1"),
+        (["num_workers=-1"], "'num_workers' is -1; it must be at least 0"),
+        (["hidden_dims=[]"], "'hidden_dims' is empty"),
+        (["hidden_dims=[8,0]"], "'hidden_dims' is 0; it must be at least 1"),
+        (["hidden_dims=[8,8,8,8]"], "'hidden_dims' has 4 levels"),
+        (["latent_dim=1000000000000"], "'latent_dim' is 1000000000000; it must be at most"),
+        (["latent_dim=16384", "hidden_dims=[16384,16384]"], "GB of memory are free; choose smaller sizes"),
+        (["epochs=1000000000000000", "save_every=1"], "free some space"),
+        (["seed=-1"], "'seed' is -1; it must be at least 0"),
         (["tracker=wand"], "did you mean 'wandb'"),
+        (["amp_dtype=fp8"], "fp16, bf16"),
         (["resume=none.pt"], "none.pt does not exist"),
         ([f"resume={GOLDENS / 'ae_ckpt.pt'}"], "was trained with spatial_h 8 and the config says 4"),
-        (["log_dir=/proc"], "is not writable"),
+        (["log_dir=/proc"], "output folder /proc/tiny"),
+        (["more.yaml"], "give one"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(overrides, message, arguments, monkeypatch, capsys):
@@ -307,3 +357,77 @@ def one_line(capsys) -> str:
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("optimizer"), "optimizer is wrong or missing"),
+        (lambda content: content.update(config=[1]), "config is wrong or missing"),
+        (lambda content: content.update(progress={"epochs": 1}), "does not fit the model"),
+        (lambda content: content.update(rng=torch.zeros(3, dtype=torch.uint8)), "does not fit the model"),
+        (lambda content: content["model"].popitem(), "does not fit the model"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused_in_one_line(
+    change, message, arguments, tmp_path, monkeypatch, capsys
+):
+    assert trained([*arguments, "epochs=1"], monkeypatch) == 0
+    last = tmp_path / "runs/tiny/last.pt"
+    content = torch.load(last, weights_only=True)
+    change(content)
+    torch.save(content, last)
+    assert trained(arguments, monkeypatch) == 2
+    assert message in one_line(capsys)
+
+
+def damaged_latents(folder: Path) -> list[str]:
+    """Files that are no latents, each in another way; their names."""
+    good = torch.zeros(9, 16, 4, 6)
+    torch.save(good, folder / "latent_whole.pt")
+    whole = (folder / "latent_whole.pt").read_bytes()
+    pickled = {
+        "dictionary": {"latents": good},
+        "integers": good.long(),
+        "flat": good.flatten(),
+        "sparse": good.to_sparse(),
+        "meta": good.to("meta"),
+        "without_frames": good[:0],
+        "infinite": good + torch.inf,
+    }
+    for name, content in pickled.items():
+        torch.save(content, folder / f"latent_{name}.pt")
+    of_two_disks = bytearray(whole)
+    locator = whole.rindex(b"PK\x06\x07")  # of the archive's directory; the number of its disk follows
+    of_two_disks[locator + 4] = 1
+    raw = {
+        "empty": b"",
+        "text": b"hello",
+        "pointer": b"version https://git-lfs.github.com/spec/v1\n",
+        "cut": whole[: len(whole) // 2],
+        "of_two_disks": bytes(of_two_disks),
+        "code": b"cos\nsystem\n(S'exit 1'\ntR.",
+    }
+    for name, content in raw.items():
+        (folder / f"latent_{name}.pt").write_bytes(content)
+    (folder / "latent_link.pt").symlink_to("nowhere")
+    (folder / "latent_folder.pt").mkdir()
+    (folder / "latent_whole.pt").unlink()
+    return [*pickled, *raw, "link", "folder"]
+
+
+def test_every_kind_of_damaged_file_is_named_in_one_line(tmp_path):
+    (tmp_path / "data").mkdir()
+    names = damaged_latents(tmp_path / "data")
+    for name in names:
+        with pytest.raises(UserError, match=f"latent_{name}.pt") as error:
+            path = tmp_path / f"data/latent_{name}.pt"
+            dataset._fits(dataset.open_latents(path), path, (16, 4, 6), 4)
+            LatentChunks([path], 4)[0, 0]
+        assert "\n" not in str(error.value)
+
+
+def test_latents_of_the_old_format_are_read(tmp_path):
+    latents = torch.randn(9, 16, 4, 6)
+    torch.save(latents, tmp_path / "latent_0.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(dataset.open_latents(tmp_path / "latent_0.pt"), latents)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.plain import PlainCache
 from benchmarks.run import BenchmarkConfig, linear_flops, measure, table
-from pipeline.context import Layout, SlidingWindow
+from pipeline.context import SlidingWindow
+from pipeline.kv_cache import FrameShape
+from pipeline.plain import PlainCache
 from tests.miniature import PARAMS
 from wan.model import CausalWanModel
 
@@ -44,8 +45,8 @@ def test_a_long_run_that_cannot_be_is_one_line_and_exit_status_2(typed, words, t
 
 def test_counted_operations_equal_the_formula():
     model = CausalWanModel(**PARAMS.to_dict()).eval()
-    cache = PlainCache((4, 6))
-    policy = SlidingWindow(Layout(window=12, sink=1))
+    cache = PlainCache(FrameShape.of(PARAMS, 8, 12))
+    policy = SlidingWindow()
     text = model.encode_text(torch.zeros(1, PARAMS.text_len, PARAMS.text_dim))
     x, t = torch.zeros(1, 3, 16, 8, 12), torch.zeros(1, 1)
     with torch.no_grad():

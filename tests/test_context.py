@@ -4,87 +4,90 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.context import Layout, RetrievedMemory, SlidingWindow
+from pipeline.context import LOCAL, OWN, RETRIEVED, SINK, RetrievedMemory, SlidingWindow
 from utils.errors import UserError
 
 
 @st.composite
-def layouts(draw, memory: bool) -> Layout:
-    block = draw(st.integers(1, 4))
-    sink = draw(st.integers(0, block))
+def sizes(draw, memory: bool) -> dict[str, int]:
+    block, sink = draw(st.integers(1, 4)), draw(st.integers(0, 6))
     slots = draw(st.integers(0, 8)) if memory else 0
-    window = draw(st.integers(sink + slots + block, sink + slots + block + 12))
-    return Layout(window, sink, slots, draw(st.integers(0, 9)) if memory else 0, block)
+    window = sink + slots + block + draw(st.integers(0, 12))
+    found = {"local_attn_size": window, "sink_size": sink, "block": block}
+    if memory:
+        found |= {"memory_size": slots, "recent_exclude": draw(st.integers(0, 9))}
+    return found
 
 
+windows = st.builds(lambda found, at_window: SlidingWindow(**found, window_positions=at_window),
+                    sizes(memory=False), st.booleans())  # fmt: skip
+memories = st.builds(lambda found, spare: RetrievedMemory(**found, unused_to_local=spare),
+                     sizes(memory=True), st.booleans())  # fmt: skip
 blocks = st.integers(0, 60)
 
 
-@given(layouts(memory=False), blocks, st.booleans())
-def test_a_sliding_window_sees_the_sink_and_the_latest_frames(layout, block, window_positions):
-    start = block * layout.block
-    plan = SlidingWindow(layout, window_positions).plan(start)
-    end = start + layout.block
+@given(windows, blocks)
+def test_a_sliding_window_sees_the_sink_and_the_latest_frames(policy, block):
+    start = block * policy.block
+    plan = policy.plan(start)
+    end = start + policy.block
     seen = plan.attended()
     assert sorted(seen) == list(seen) and len(set(seen)) == len(seen)
-    assert seen == tuple(
-        sorted({*range(min(layout.sink, end)), *range(max(end - layout.window + layout.sink, 0), end)})
-    )
-    if not window_positions:
-        assert plan.positions == seen
+    first_local = max(end - policy.local_attn_size + policy.sink_size, 0)
+    assert seen == tuple(sorted({*range(min(policy.sink_size, end)), *range(first_local, end)}))
+    if not policy.window_positions:
+        assert plan.positions() == seen
+    assert plan.frames(OWN) == tuple(range(start, end))
 
 
-@given(layouts(memory=True), blocks, st.booleans(), st.randoms())
-def test_retrieved_memory_fits_its_window(layout, block, unused_to_local, random):
-    start = block * layout.block
-    policy = RetrievedMemory(layout, unused_to_local)
+@given(memories, blocks, st.randoms())
+def test_retrieved_memory_fits_its_window(policy, block, random):
+    start = block * policy.block
     candidates = list(policy.candidates(start))
-    chosen = random.sample(candidates, min(layout.memory, len(candidates)))
+    chosen = random.sample(candidates, min(policy.memory_size, len(candidates)))
     plan = policy.plan(start, [chosen] if chosen else [])
-    assert len(plan.attended()) <= layout.window
-    assert len(plan.positions) == len(plan.attended())
-    assert max(plan.positions) < layout.window and min(plan.positions) >= 0
-    assert len(plan.local) + len(plan.own) <= policy.local_frames
-    if unused_to_local and start >= layout.window:
-        assert len(plan.attended()) == layout.window
-    memory = slice(len(plan.sink), len(plan.sink) + len(chosen))
-    assert plan.attended()[memory] == tuple(chosen)
-    assert set(plan.positions[memory]) <= {0}
-    placed = plan.positions[: memory.start] + plan.positions[memory.stop :]
+    pieces = plan.pieces()
+    assert len(pieces) <= policy.local_attn_size == len(policy.largest)
+    assert min(plan.positions()) >= 0 and max(plan.positions()) < policy.local_attn_size
+    assert len(plan.frames(LOCAL)) + policy.block <= policy.recent
+    if policy.unused_to_local and start >= policy.local_attn_size:
+        assert len(pieces) == policy.local_attn_size
+    assert plan.frames(RETRIEVED) == tuple(chosen)
+    assert {piece.position for piece in pieces if piece.role == RETRIEVED} <= {0}
+    placed = [piece.position for piece in pieces if piece.role != RETRIEVED]
     assert len(set(placed)) == len(placed), "two frames of sink and local share a position"
 
 
-@given(layouts(memory=True), blocks, st.booleans())
-def test_candidates_left_the_window_and_are_not_attended_already(layout, block, unused_to_local):
-    assume(layout.memory)
-    start = block * layout.block
-    policy = RetrievedMemory(layout, unused_to_local)
+@given(memories, blocks)
+def test_candidates_left_the_window_and_are_not_attended_already(policy, block):
+    assume(policy.memory_size)
+    start = block * policy.block
     candidates = policy.candidates(start)
-    assert not set(candidates) & set(range(layout.sink))
+    assert not set(candidates) & set(range(policy.sink_size))
     if candidates:
-        assert candidates[0] == layout.sink
-        assert candidates[-1] < start - layout.window + layout.sink - layout.recent_exclude
-        assert not set(candidates) & set(policy.plan(start, [tuple(candidates)[: layout.memory]]).local)
+        assert candidates[0] == policy.sink_size
+        assert candidates[-1] < start - policy.local_attn_size + policy.sink_size - policy.recent_exclude
+        plan = policy.plan(start, [tuple(candidates)[: policy.memory_size]])
+        assert not set(candidates) & {*plan.frames(LOCAL), *plan.frames(SINK)}
 
 
-@given(layouts(memory=True), blocks)
-def test_queries_sit_at_the_end_of_the_window(layout, block):
-    start = block * layout.block
-    plan = RetrievedMemory(layout).plan(start)
-    first = min(start, layout.window - layout.block)
-    assert plan.query_positions == tuple(range(first, first + layout.block))
+@given(memories, blocks)
+def test_queries_sit_at_the_end_of_the_window(policy, block):
+    start = block * policy.block
+    plan = policy.plan(start)
+    first = min(start, policy.local_attn_size - policy.block)
+    assert [piece.position for piece in plan.own] == list(range(first, first + policy.block))
 
 
 @pytest.mark.parametrize(
     "sizes, names",
     [
-        ({"window": 5, "sink": 3}, ["local_attn_size 5", "at least 6"]),
-        ({"window": 12, "sink": 4}, ["sink_size 4", "at most 3"]),
-        ({"window": 12, "sink": 1, "memory": 9}, ["memory_size 9", "at most 8"]),
-        ({"window": 12, "sink": 1, "memory": -1}, ["negative"]),
+        ({"local_attn_size": 5, "sink_size": 3}, ["local_attn_size 5", "at least 6"]),
+        ({"local_attn_size": 12, "sink_size": 1, "memory_size": 9}, ["memory_size 9", "at most 8"]),
+        ({"local_attn_size": 12, "sink_size": 1, "memory_size": -1}, ["memory_size", "at least 0"]),
     ],
 )
 def test_impossible_layouts_are_refused_with_the_reason(sizes, names):
     with pytest.raises(UserError) as error:
-        Layout(**sizes)
+        RetrievedMemory(**sizes)
     assert all(name in str(error.value) for name in names)

@@ -17,8 +17,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from utils import download
-from utils.complete import fault
+import download
+from pipeline.backbones import RELEASE, SAMPLES, WAN, WAN_FOLDER
+from pipeline.downloads import downloads
+from utils.complete import problem
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -44,14 +46,14 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        files = {item.repo: [] for item in download.items_of("all")}
+        files = {item.repo: [] for item in downloads()["all"]}
         self.content = {}
-        for item in download.items_of("all"):
+        for item in downloads()["all"]:
             body = {".json": b'{"a": 1}\n', ".txt": b"a prompt\n"}.get(item.path.suffix) or archive(len(files))
-            self.content[item.repo, item.file] = body
-        self.content[download.WAN, BIG] = archive(400_000)
+            self.content[item.repo, item.name] = body
+        self.content[WAN, BIG] = archive(400_000)
         for number in range(2):
-            self.content[download.RELEASE, f"{download.SAMPLES}/latent_{number:06d}.pt"] = archive(number)
+            self.content[RELEASE, f"{SAMPLES}/latent_{number:06d}.pt"] = archive(number)
         self.cuts: dict[str, list[int]] = {}
         self.lies: set[str] = set()
         self.asked: list[tuple[str, str, int]] = []
@@ -98,6 +100,8 @@ class Handler(BaseHTTPRequestHandler):
             body = body[:-1] + bytes([body[-1] ^ 1])
         cut = self.server.cuts.get(file, [])
         limit = cut.pop(0) if cut else None
+        if file in getattr(self.server, "silent", ()):
+            return self.answer(206, b"", {})
         self.answer(206, body[first:], {"Content-Range": f"bytes {first}-{len(body) - 1}/{len(body)}"}, limit)
 
     def answer(self, status: int, body: bytes, headers: dict, limit: int | None = None) -> None:
@@ -140,9 +144,9 @@ def written(root: Path) -> set[str]:
 
 def test_a_backbone_comes_with_just_the_files_it_uses_and_is_not_fetched_twice(hub, tmp_path, monkeypatch, capsys):
     get(hub, tmp_path, monkeypatch)
-    expected = {str(item.path) for item in download.items_of("causal_forcing")}
+    expected = {str(item.path) for item in downloads()["causal_forcing"]}
     assert written(tmp_path) == expected and len(expected) == 9
-    assert (tmp_path / BACKBONE).read_bytes() == hub.content[download.RELEASE, BACKBONE]
+    assert (tmp_path / BACKBONE).read_bytes() == hub.content[RELEASE, BACKBONE]
     table = capsys.readouterr().out
     assert table.count("complete, verified") == 9 and "3.2 MB" in table
     hub.asked.clear()
@@ -158,7 +162,7 @@ def test_all_adds_the_corpus_and_the_sample_latents(hub, tmp_path, monkeypatch):
 
 def test_files_that_are_there_already_are_verified_not_fetched(hub, tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / BACKBONE).write_bytes(hub.content[download.RELEASE, BACKBONE])
+    (tmp_path / BACKBONE).write_bytes(hub.content[RELEASE, BACKBONE])
     get(hub, tmp_path, monkeypatch)
     assert not transfers(hub, BACKBONE)
 
@@ -168,7 +172,7 @@ def test_a_cut_connection_goes_on_where_it_broke(hub, tmp_path, monkeypatch):
     get(hub, tmp_path, monkeypatch)
     starts = transfers(hub, BIG)
     assert len(starts) == 3 and 0 == starts[0] < starts[1] <= 1_000_000 and starts[1] < starts[2] <= 1_500_000
-    assert (tmp_path / download.WAN_FOLDER / BIG).read_bytes() == hub.content[download.WAN, BIG]
+    assert (tmp_path / WAN_FOLDER / BIG).read_bytes() == hub.content[WAN, BIG]
 
 
 def test_a_download_that_was_given_up_resumes_in_the_next_run(hub, tmp_path, monkeypatch, capsys):
@@ -182,7 +186,7 @@ def test_a_download_that_was_given_up_resumes_in_the_next_run(hub, tmp_path, mon
     hub.asked.clear()
     get(hub, tmp_path, monkeypatch)
     assert len(transfers(hub, BIG)) == 1 and transfers(hub, BIG)[0] > 900_000
-    assert (tmp_path / download.WAN_FOLDER / BIG).read_bytes() == hub.content[download.WAN, BIG]
+    assert (tmp_path / WAN_FOLDER / BIG).read_bytes() == hub.content[WAN, BIG]
 
 
 def test_another_checksum_is_refused_and_leaves_no_file(hub, tmp_path, monkeypatch):
@@ -196,7 +200,7 @@ def test_another_checksum_is_refused_and_leaves_no_file(hub, tmp_path, monkeypat
 
 
 def test_a_file_that_the_hub_lacks_is_named(hub, tmp_path, monkeypatch):
-    del hub.content[download.RELEASE, BACKBONE]
+    del hub.content[RELEASE, BACKBONE]
     with pytest.raises(UserError, match=r"causal_forcing\.pt is not in qixinhu11/LongLive-RAG at http"):
         get(hub, tmp_path, monkeypatch)
     assert not written(tmp_path), "nothing is fetched until all is known to be there"
@@ -215,11 +219,11 @@ def test_a_full_disk_is_noticed_before_anything_is_fetched(hub, tmp_path, monkey
     assert not written(tmp_path)
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess:
+def command(*arguments: object, **variables: str) -> subprocess.CompletedProcess:
     environment = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "NO_PROXY": "127.0.0.1"}
     return subprocess.run(
         ["bash", ROOT / "download.sh", *map(str, arguments)],
-        env=os.environ | environment, capture_output=True, text=True,
+        env=os.environ | environment | variables, capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -249,6 +253,70 @@ def test_tinyworld_needs_nothing():
     assert run.returncode == 0 and "nothing to download" in run.stdout
 
 
+def test_a_damaged_record_of_what_was_verified_costs_a_second_look_and_one_note(hub, tmp_path, monkeypatch, capsys):
+    get(hub, tmp_path, monkeypatch)
+    book = tmp_path / download.CACHE / "verified.json"
+    entries = json.loads(book.read_text())
+    for content in ("", "[1]", '{"a": ', "\xff\xfe", json.dumps({BACKBONE: [1]}), json.dumps({BACKBONE: ["1", 2, 3]})):
+        book.write_text(content, encoding="latin-1")
+        hub.asked.clear()
+        capsys.readouterr()
+        get(hub, tmp_path, monkeypatch)
+        said = capsys.readouterr().out
+        assert said.count("note: ") == 1 and said.count("verifying ") == 9 and "verified.json is damaged" in said
+        assert not transfers(hub, BACKBONE) and json.loads(book.read_text()) == entries
+
+
+def test_a_hub_that_sends_nothing_is_given_up(hub, tmp_path, monkeypatch):
+    body = hub.content[WAN, BIG]
+    monkeypatch.setattr(Hub, "silent", {BIG}, raising=False)
+    with pytest.raises(UserError, match=r"sends nothing; 0 kB of 3\.2 MB are kept"):
+        get(hub, tmp_path, monkeypatch)
+    monkeypatch.setattr(Hub, "silent", set())
+    get(hub, tmp_path, monkeypatch)
+    assert (tmp_path / WAN_FOLDER / BIG).read_bytes() == body
+
+
+def test_a_second_download_into_a_folder_is_refused(hub, tmp_path, monkeypatch):
+    with (
+        download.alone(download.Folder(tmp_path)),
+        pytest.raises(UserError, match=r"another download into .* is at work"),
+    ):
+        get(hub, tmp_path, monkeypatch)
+    assert not hub.asked
+    get(hub, tmp_path, monkeypatch)
+
+
+def test_variables_that_the_client_cannot_read_are_one_line(tmp_path):
+    run = command("longlive", "--root", tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="soon")
+    assert run.returncode == 2 and len(run.stderr.splitlines()) == 1 and "correct the HF_* variables" in run.stderr
+    run = command("longlive", "--root", tmp_path, HF_HUB_OFFLINE="1")
+    assert run.returncode == 2 and run.stderr.startswith("error: HF_HUB_OFFLINE is set")
+
+
+def test_samples_alone_can_be_had(hub, tmp_path, monkeypatch, capsys):
+    get(hub, tmp_path, monkeypatch, backbone="samples")
+    assert written(tmp_path) == {f"{SAMPLES}/latent_{number:06d}.pt" for number in range(2)}
+    assert capsys.readouterr().out.count("complete, verified") == 2
+    with pytest.raises(SystemExit):
+        get(hub, tmp_path / "other", monkeypatch, "--check", backbone="samples")
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://", "http://[::1", "ftp://127.0.0.1/x"])
+def test_an_endpoint_that_is_none_is_one_line(tmp_path, monkeypatch, endpoint):
+    monkeypatch.setattr(sys, "argv", ["download", "longlive", "--root", str(tmp_path), "--endpoint", endpoint])
+    with pytest.raises(UserError, match=r"cannot get config\.json from") as error:
+        download.main()
+    assert "\n" not in str(error.value)
+
+
+def test_a_root_that_is_a_file_is_one_line(hub, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="checkpoints") as error:
+        get(hub, tmp_path, monkeypatch)
+    assert "choose another --root" in str(error.value)
+
+
 @pytest.mark.parametrize(
     "name, content, words",
     [
@@ -256,6 +324,10 @@ def test_tinyworld_needs_nothing():
         ("a.safetensors", save({"x": torch.zeros(9)})[:-1], "truncated"),
         ("a.safetensors", save({"x": torch.zeros(9)}) + b"more", "where its header says"),
         ("a.safetensors", b"<html></html>", "no safetensors"),
+        ("a.pt", save({"x": torch.zeros(9)}), None),
+        ("a.pt", save({"x": torch.zeros(9)})[:-1], "truncated"),
+        ("a.safetensors", archive(9), None),
+        ("a.safetensors", archive(9)[: len(archive(9)) // 2], "truncated"),
         ("a.pt", archive(9), None),
         ("a.pt", archive(9)[: len(archive(9)) // 2], "truncated"),
         ("a.json", b"{}", None),
@@ -266,5 +338,5 @@ def test_tinyworld_needs_nothing():
 )
 def test_a_file_shows_whether_it_is_whole(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
-    found = fault(tmp_path / name)
+    found = problem(tmp_path / name)
     assert found is None if words is None else words in found

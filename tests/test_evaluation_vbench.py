@@ -7,40 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.match import Method
-from evaluation.statistics import average_ranks
-from evaluation.vbench import (
-    DIMENSIONS,
-    PUBLISHED,
-    command,
-    export_method,
-    published_scores,
-    read_scores,
-    table,
-    warnings,
-)  # fmt: skip
+from evaluation.compare.pairing import Method
+from evaluation.compare.statistics import average_ranks
+from evaluation.vbench.export import DIMENSIONS, command, export_method
+from evaluation.vbench.results import PUBLISHED, published_scores, read_scores, table, warnings
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 RANKS = json.loads(PUBLISHED.read_text())["average_rank_60"]
-# Stands in for VBench-Long: writes what it writes, fails on one dimension, and checks its options.
-STAND_IN = """\
-import argparse, json, os
-parser = argparse.ArgumentParser()
-for name in ("videos_path", "output_path", "dimension", "mode", "full_json_dir", "clip_length_config",
-             "slow_fast_eval_config", "subject_mapping_file_path", "background_mapping_file_path",
-             "sb_clip2clip_feat_extractor", "bg_clip2clip_feat_extractor", "imaging_quality_preprocessing_mode"):
-    parser.add_argument("--" + name, required=True)
-parser.add_argument("--dev_flag", action="store_true", required=True)
-args = parser.parse_args()
-videos = [name for name in os.listdir(args.videos_path) if name.endswith(".mp4")]
-if args.dimension == "dynamic_degree" and not os.path.exists(os.path.join(os.path.dirname(__file__), "fixed")):
-    raise SystemExit(1)
-details = [{"video_path": name, "inclip_score": 0.9, "clip2clip_score": 0.8, "video_results": 0.85} for name in videos]
-os.makedirs(args.output_path, exist_ok=True)
-with open(os.path.join(args.output_path, "results_2026-01-01-00:00:00_eval_results.json"), "w") as file:
-    json.dump({args.dimension: [0.5 + len(videos) / 10, details]}, file)
-"""
 
 
 def vbench(*arguments: object) -> subprocess.CompletedProcess:
@@ -119,30 +93,47 @@ def test_results_that_mislead_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, words", [("{", "is broken"), ("[]", "is broken"), ('{"imaging_quality": [68.1]}', "68.1")]
+    "content, words",
+    [
+        ("{", "is broken"),
+        ("[]", "is broken"),
+        ("[" * 100_000, "is broken"),
+        ('{"subject_consistency": {}}', "is broken"),
+        ('{"subject_consistency": []}', "is broken"),
+        ('{"subject_consistency": ["much"]}', "is broken"),
+        ('{"subject_consistency": [0.9, [{"clip2clip_score": null}]]}', "is broken"),
+        ('{"imaging_quality": [68.1]}', "68.1"),
+        ('{"imaging_quality": [NaN]}', "nan"),
+    ],
 )
 def test_a_result_that_cannot_be_one_is_named(tmp_path, content, words):
     (tmp_path / "x_eval_results.json").write_text(content)
-    with pytest.raises(UserError, match=words):
-        read_scores(tmp_path)
+    run = vbench("table", tmp_path)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1
+    assert "x_eval_results.json" in run.stderr and words in run.stderr
 
 
-def test_export_run_and_table_work_end_to_end_and_go_on_after_a_failure(method, tmp_path):
-    long = tmp_path / "VBench" / "vbench2_beta_long"
-    (long / "configs").mkdir(parents=True)
-    (long / "eval_long.py").write_text(STAND_IN)
+@pytest.mark.parametrize("damage", ["", "{", "[]", "[" * 100_000, "\0\xff"])
+def test_a_folder_whose_names_are_damaged_is_refused(method, tmp_path, damage):
+    """Whether its clips are of these videos cannot be known."""
+    folder = export_method(method, tmp_path / "out")
+    (folder / "names.json").write_text(damage)
+    with pytest.raises(UserError, match="was made for other videos"):
+        export_method(method, tmp_path / "out")
+
+
+def test_names_may_hold_an_equals_sign(tmp_path):
+    write_result(tmp_path / "a=b", "subject_consistency", 0.7)
+    assert "mine" in vbench("table", f"mine={tmp_path}/a=b").stdout
+    assert vbench("table", f"{tmp_path}/a=b").stdout.splitlines()[2].startswith("a=b")
+
+
+def test_export_and_table_work_end_to_end(method, tmp_path):
     out = tmp_path / "out"
     run = vbench("export", f"mine={method.path}", "--out", out)
     assert run.returncode == 0 and run.stdout.count("--dev_flag") == 6, run.stderr
-    words = ["run", out, "--vbench", tmp_path / "VBench", "--python", sys.executable]
-    assert "slow_fast_params.yaml does not exist" in vbench(*words).stderr
-    for name in ("slow_fast_params.yaml", "clip_length_mix.yaml"):
-        (long / "configs" / name).touch()
-    run = vbench(*words)
-    assert run.returncode == 2 and "VBench failed on mine dynamic_degree" in run.stderr
-    (long / "fixed").touch()
-    run = vbench(*words)
-    assert run.returncode == 0 and run.stdout.count("is there already") == 5, run.stderr
+    for dimension in DIMENSIONS:
+        write_result(out / "mine" / "vbench" / dimension, dimension, 0.7)
     run = vbench("table", out, "--backbone", "self_forcing")
     assert run.returncode == 0 and "warning" not in run.stdout
     mine = next(line for line in run.stdout.splitlines() if line.startswith("mine"))
@@ -155,9 +146,13 @@ def test_export_run_and_table_work_end_to_end_and_go_on_after_a_failure(method, 
         ([], "required: ACTION"),
         (["table", "no/such/results"], "no/such/results does not exist"),
         (["table", "--backbone", "selfforcing"], "did you mean 'self_forcing'?"),
-        (["run", "{tmp}", "--vbench", "{tmp}", "--python", "python"], "eval_long.py does not exist"),
+        (["table", "{tmp}", "--backbone", "x"], "--backbone x is not one of"),
+        (["export", "{tmp}"], "no videos"),
+        (["export", "--out", "", "{tmp}"], "--out is empty"),
+        (["export", "--out", "{tmp}/my_videos/a cat_and_dog-0.mp4", "{tmp}/my_videos"], "is not writable"),
+        (["export", "--out", "{tmp}/out", "n" * 300 + "={tmp}/my_videos"], "cannot export to"),
     ],
 )
-def test_a_wrong_command_is_one_line(tmp_path, arguments, words):
+def test_a_wrong_command_is_one_line(method, tmp_path, arguments, words):
     run = vbench(*(word.format(tmp=tmp_path) for word in arguments))
     assert run.returncode == 2 and words in run.stderr and run.stderr.count("\n") == 1

@@ -15,11 +15,10 @@ import torch
 
 import generate_latent
 import inference
+from tests.commands import ROOT, command
 from tests.miniature import HEIGHT, WIDTH, latentmem, make_family, write_config
 from utils.errors import UserError
 from utils.video import VideoWriter
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +34,6 @@ def settings(root):
 @pytest.fixture(scope="module")
 def config(root, settings):
     return write_config(root / "latentmem.yaml", settings | {"model_kwargs": latentmem(root, "ae")})
-
-
-def command(*arguments: object, launcher: str, **environment: str) -> subprocess.Popen:
-    """Start a launcher's command as a user does; the tests' own environment serves as the active one."""
-    environment = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"} | environment
-    return subprocess.Popen(
-        ["bash", ROOT / launcher, *map(str, arguments)],
-        env=os.environ | environment | {"OMP_NUM_THREADS": "1", "PORT": str(20000 + os.getpid() % 20000)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def call(main, monkeypatch, *arguments: object) -> None:
@@ -76,24 +62,11 @@ def test_tinyworld_generates_through_its_launcher(tmp_path):
     assert len(record["weights"]["generator_ckpt"]["sha256"]) == 64
 
 
-@pytest.mark.parametrize("arguments", [[], ["tinywrold", "native"], ["tinyworld"], ["tinyworld", "memory"]], ids=str)
-def test_a_wrong_choice_prints_the_choices(arguments):
-    run = command(*arguments, launcher="inference.sh")
-    _, err = run.communicate()
-    assert run.returncode == 2
-    assert "causal_forcing | self_forcing | longlive | tinyworld" in err and "native | latentmem" in err
-    assert len(err.splitlines()) == 3
-
-
 def test_two_processes_make_what_one_makes_and_finished_videos_stay(root, config, tmp_path, monkeypatch):
     one, two = tmp_path / "one", tmp_path / "two"
     call(inference.main, monkeypatch, config, f"output_folder={one}")
-    script = "source utils/env.sh; use_environment; launch_torchrun inference.py"
-    environment = os.environ | {
-        "VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "NGPU": "2",
-        "OMP_NUM_THREADS": "1", "PORT": str(20001 + os.getpid() % 20000),
-    }  # fmt: skip
-    subprocess.run(["bash", "-c", f"{script} {config} output_folder={two}"], cwd=ROOT, env=environment, check=True)
+    launch = [sys.executable, "-m", "utils.launch", "--nproc-per-node", "2", "inference"]
+    subprocess.run([*launch, config, f"output_folder={two}"], cwd=ROOT, check=True)
     names = {"00000-0", "00002-0", "00003-0"}  # line 1 of the prompt file is blank
     assert {path.stem for path in two.glob("*.mp4")} == names
     for name in names:
@@ -180,15 +153,6 @@ def test_an_old_corpus_without_a_new_setting_is_resumed(config, tmp_path, monkey
         call(generate_latent.main, monkeypatch, config, *short, "model_kwargs.policy=latentmem")
 
 
-def test_an_active_environment_without_the_packages_is_refused_in_one_line(tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
-    path = f"{tmp_path}/empty/bin:{os.environ['PATH']}"
-    run = command("tinyworld", "native", launcher="inference.sh", VIRTUAL_ENV=f"{tmp_path}/empty", PATH=path)
-    _, err = run.communicate()
-    assert run.returncode == 2 and len(err.splitlines()) == 1
-    assert f"the active environment at {tmp_path}/empty lacks torch, diffusers" in err and "requirements.txt" in err
-
-
 def test_a_killed_run_leaves_nothing_that_looks_finished_and_resumes(config, tmp_path, monkeypatch):
     run = subprocess.Popen(
         [sys.executable, "inference.py", config, f"output_folder={tmp_path}", "num_output_frames=240"],
@@ -265,12 +229,12 @@ FAULTS = {
     "missing checkpoint": (["generator_ckpt=no.pt"], ["no.pt", "does not exist", "README"]),
     "truncated checkpoint": (["generator_ckpt=BAD/cut.safetensors"], ["BAD/cut.safetensors", "truncated"]),
     "foreign checkpoint": (["generator_ckpt=BAD/foreign.pt"], ["BAD/foreign.pt"]),
-    "checkpoint of another model": (["generator_ckpt=BAD/other.pt"], ["BAD/other.pt", "missing", "foreign"]),
+    "checkpoint of another model": (["generator_ckpt=BAD/other.pt"], ["BAD/other.pt", "missing", "does not fit"]),
     "only EMA weights": (["generator_ckpt=BAD/ema.pt"], ["BAD/ema.pt", "use_ema: true"]),
     "no EMA weights": (["use_ema=true"], ["no EMA weights"]),
     "pickle with code": (["generator_ckpt=BAD/code.pt"], ["BAD/code.pt"]),
     "missing LoRA": (["lora_ckpt=no.pt", "adapter.rank=4"], ["no.pt", "lora_ckpt"]),
-    "LoRA without adapter": (["lora_ckpt=no.pt"], ["adapter.rank"]),
+    "LoRA that is neither a file nor a list": (["lora_ckpt=[{file: no.pt}]"], ["lora_ckpt", "path, weight"]),
     "missing AE": (["model_kwargs.ae_ckpt=no.pt"], ["no.pt"]),
     "AE of another size": (["height=64"], ["miniature_ae.pt"]),
     "missing prompts": (["data_path=no.txt"], ["no.txt", "prompt="]),
@@ -284,9 +248,9 @@ FAULTS = {
     "rising steps": (["denoising_step_list=[500,750]"], ["500"]),
     "missing model folder": (["model_name=nowhere"], ["nowhere"]),
     "impossible layout": (["model_kwargs.memory_size=9"], ["memory_size", "at most 4"]),
-    "no frames a block": (["num_frame_per_block=0"], ["num_frame_per_block is 0"]),
-    "no shift": (["model_kwargs.timestep_shift=0"], ["model_kwargs.timestep_shift is 0.0"]),
-    "negative shift": (["model_kwargs.timestep_shift=-1"], ["model_kwargs.timestep_shift is -1.0"]),
+    "no frames a block": (["num_frame_per_block=0"], ["num_frame_per_block", "is 0"]),
+    "no shift": (["model_kwargs.timestep_shift=0"], ["model_kwargs.timestep_shift", "is 0.0"]),
+    "negative shift": (["model_kwargs.timestep_shift=-1"], ["model_kwargs.timestep_shift", "is -1.0"]),
     "broken list": (["denoising_step_list=[1000,,500]"], ["denoising_step_list=[1000,,500]"]),
     "unknown policy": (["model_kwargs.policy=nativ"], ["nativ", "did you mean 'native'"]),
     "no GPU": (["device=cuda"], ["cuda"]),
@@ -305,38 +269,6 @@ def test_bad_input_is_one_line_before_anything_is_written(fault, config, bad, tm
     assert "\n" not in message
     assert all(word in message for word in words), message
     assert not out.exists() or not list(out.iterdir())
-
-
-def test_an_error_leaves_the_launcher_as_one_line_and_exit_status_2():
-    run = command("tinyworld", "native", "num_output_frames=10", launcher="inference.sh")
-    _, err = run.communicate()
-    assert run.returncode == 2
-    assert err.splitlines() == ["error: num_output_frames 10 is no multiple of num_frame_per_block 3; try 9 or 12"]
-
-
-def test_an_error_that_every_process_meets_is_printed_once():
-    run = command("tinyworld", "native", "sead=1", launcher="inference.sh", NGPU="2")
-    _, err = run.communicate()
-    assert run.returncode == 2
-    assert err.splitlines() == ["error: unknown setting 'sead' in the command line; did you mean 'seed'?"]
-
-
-def test_an_error_that_one_process_meets_is_printed(tmp_path):
-    """Two processes that fail alike, and one that fails in its own way."""
-    script = "import sys\nfrom utils.errors import UserError, run\ndef main(): raise UserError(sys.argv[1])\nrun(main)"
-    environment = os.environ | {"LONGLIVE_RAG_SAID": str(tmp_path)}
-    lines = []
-    for word in ("alike", "alike", "alone"):
-        run = subprocess.run([sys.executable, "-c", script, word], cwd=ROOT, env=environment, capture_output=True)
-        assert run.returncode == 2
-        lines += run.stderr.decode().splitlines()
-    assert lines == ["error: alike", "error: alone"]
-
-
-def test_a_gpu_that_does_not_exist_is_named():
-    run = command("tinyworld", "native", launcher="inference.sh", GPU="57")
-    _, err = run.communicate()
-    assert run.returncode == 2 and "GPU=57" in err and len(err.splitlines()) == 1
 
 
 def test_a_video_appears_only_when_it_is_whole(tmp_path):

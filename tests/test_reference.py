@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
-from pipeline.codec import Plain
+from pipeline.bank.bank import Bank
+from pipeline.bank.codec import Plain
+from pipeline.bank.tiers import RamTier
 from pipeline.config import CorpusConfig, RunConfig, load_config
-from pipeline.context import Layout, RetrievedMemory, SlidingWindow
-from pipeline.kv_cache import KVCache
-from pipeline.memory import RamTier, TieredMemory
+from pipeline.context import RetrievedMemory, SlidingWindow
+from pipeline.kv_cache import FrameShape, KVCache
 from pipeline.sampler import FlowSchedule
 from tests.replay import replay
 from wan.checkpoint import load_generator
@@ -30,8 +31,8 @@ def golden(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
     return json.loads((GOLDENS / f"{name}.json").read_text()), load_file(GOLDENS / f"{name}.safetensors")
 
 
-def host_memory() -> TieredMemory:
-    return TieredMemory([RamTier("host", 100)], Plain(torch.float32))
+def host_bank() -> Bank:
+    return Bank([RamTier("host", 100)], Plain(torch.float32))
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -59,18 +60,23 @@ def test_forwards_over_one_cache_equal_the_reference(method, tmp_path):
     params = params_from_dict(sizes, "golden")
     (tmp_path / "config.json").write_text(json.dumps(params.to_dict()))
     model = load_generator(GOLDENS / "backbone_weights.safetensors", "golden", tmp_path)
-    layout = Layout(sizes["local_attn_size"], sizes["sink_size"], sizes["memory_size"])
-    policy = SlidingWindow(layout) if method == "native" else RetrievedMemory(layout)
-    memory = host_memory() if method == "latentmem" else None
+    window = {"local_attn_size": sizes["local_attn_size"], "sink_size": sizes["sink_size"]}
+    if method == "native":
+        policy, bank = SlidingWindow(**window), None
+    else:
+        policy, bank = RetrievedMemory(**window, memory_size=sizes["memory_size"]), host_bank()
     height, width = tensors["blk0a.x"].shape[-2:]
-    cache = KVCache(params, policy, height, width, memory=memory)
+    cache = KVCache(FrameShape.of(params, height, width), policy, bank)
     with torch.inference_mode():
         text = model.encode_text(tensors["context"])
         for call in record["calls"]:
             tag = call["tag"]
             if tag.endswith("a"):  # a block's first forward; the recording counts retrieved frames from the sink on
-                chosen = [[index + layout.sink for index in row] for row in call["memory_indices"] or []]
-                cache.begin(policy.plan(call["start_frame"], chosen))
+                chosen = [[index + policy.sink_size for index in row] for row in call["memory_indices"] or []]
+                plan = policy.plan(call["start_frame"], chosen)
+                cache.begin(plan)
+            if tag.endswith("c"):  # its last, on the clean latents
+                cache.commit(plan)
             flow = model(tensors[f"{tag}.x"], tensors[f"{tag}.t"], text, cache)
             assert distance(flow, tensors[f"{tag}.flow"]) < 2e-5, tag
 
@@ -80,26 +86,31 @@ def test_the_cache_attends_to_the_frames_of_the_trace(method):
     """Values that spell frame and forward show what each forward sees, and which forward it comes from."""
     trace = json.loads((GOLDENS / f"trace_{method}.json").read_text())
     kwargs = trace["args"]["model_kwargs"]
-    layout = Layout(
-        kwargs["local_attn_size"], kwargs["sink_size"], kwargs.get("memory_size", 0), kwargs.get("recent_exclude", 0)
-    )
-    policy = SlidingWindow(layout) if method == "native" else RetrievedMemory(layout)
+    names = ("local_attn_size", "sink_size", "memory_size", "recent_exclude")
+    sizes = {name: kwargs[name] for name in names if name in kwargs}
+    if method == "native":
+        policy, bank = SlidingWindow(local_attn_size=sizes["local_attn_size"], sink_size=sizes["sink_size"]), None
+    else:
+        policy, bank = RetrievedMemory(**sizes), host_bank()
     params = WanParams(dim=6, num_heads=1, num_layers=1)
-    cache = KVCache(params, policy, 2, 2, memory=host_memory() if method == "latentmem" else None)
+    cache = KVCache(FrameShape.of(params, 2, 2), policy, bank)
+    last = max(row["forward"] for row in trace["rows"])
     for row in trace["rows"]:
-        start = row["block"] * layout.block
+        start = row["block"] * policy.block
         retrieved = row["attended"][row.get("n_sink", 0) :][: row.get("n_mem", 0)]
         if row["forward"] == 0:
             assert set(retrieved) <= set(policy.candidates(start))
-            assert len(retrieved) == min(layout.memory, len(policy.candidates(start)))
+            assert len(retrieved) == min(policy.memory_size, len(policy.candidates(start)))
             plan = policy.plan(start, [retrieved] if retrieved else [])
             cache.begin(plan)
+        if row["forward"] == last:
+            cache.commit(plan)
         assert list(plan.attended()) == row["attended"]
-        assert list(plan.positions) == row["key_rope_t"]
-        assert list(plan.query_positions) == row["query_rope_t"]
-        code = torch.tensor([frame * 10.0 + row["forward"] for frame in plan.own])
+        assert list(plan.positions()) == row["key_rope_t"]
+        assert [piece.position for piece in plan.own] == row["query_rope_t"]
+        code = torch.tensor([piece.frame * 10.0 + row["forward"] for piece in plan.own])
         v = code.view(1, -1, 1, 1).expand(1, -1, 1, 6)
-        _, _, values = cache.join(0, torch.zeros_like(v), torch.zeros_like(v), v)
+        _, _, values = cache.update(0, torch.zeros_like(v), torch.zeros_like(v), v)
         seen = values[0, :, 0, 0].int().tolist()
         assert sorted(code // 10 for code in seen) == sorted(
             row["attended"]
@@ -195,7 +206,7 @@ def test_published_settings_load_unchanged(path):
     assert yaml.safe_load(shipped.read_text()) == published
     config = load_config(shipped)
     assert isinstance(config, RunConfig)
-    assert config.layout().window == published["model_kwargs"]["local_attn_size"]
+    assert config.policy().local_attn_size == published["model_kwargs"]["local_attn_size"]
 
 
 def test_published_corpus_settings_load_unchanged():

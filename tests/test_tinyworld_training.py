@@ -12,41 +12,36 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pipeline.context import Layout, RetrievedMemory, SlidingWindow
-from pipeline.kv_cache import KVCache
-from tinyworld import backbone, fewstep, plans, report
-from tinyworld.backbone import Backbone, forward
-from tinyworld.context import BlockPlan
-from tinyworld.corpus import Corpus
-from tinyworld.mixed import mix
-from tinyworld.settings import (
+from pipeline.config import load_config
+from pipeline.context import SlidingWindow
+from pipeline.kv_cache import FrameShape
+from pipeline.plain import PlainCache
+from tinyworld import report
+from tinyworld import train as tinyworld_train
+from tinyworld.train import CONFIG, train
+from tinyworld.training import backbone, contexts, fewstep
+from tinyworld.training.backbone import Backbone, forward
+from tinyworld.training.bf16_linear import use_bf16_matmul
+from tinyworld.training.corpus import Corpus
+from tinyworld.training.settings import (
     BackboneSettings,
     FewStepSettings,
     TrainSettings,
 )
-from tinyworld.train import CONFIG, train
-from tinyworld.training import Checkpoint
-from tinyworld.world import TRAVEL
+from tinyworld.training.state import Checkpoint
+from tinyworld.training.teacher_forcing import BlockPlan
+from tinyworld.world.scene import TRAVEL
 from utils.errors import UserError
 from utils.settings import load_settings
 
+LATENTMEM = dataclasses.replace(load_config("configs/tinyworld_latentmem.yaml").policy(), recent_exclude=0)
 POLICIES = {
-    "native": SlidingWindow(Layout(plans.WINDOW, plans.SINK)),
-    "latentmem": RetrievedMemory(Layout(plans.WINDOW, plans.SINK, plans.MEMORY, 0)),
+    "native": SlidingWindow(local_attn_size=LATENTMEM.local_attn_size, sink_size=LATENTMEM.sink_size),
+    "latentmem": LATENTMEM,
 }
 TINY = BackboneSettings(
     dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=16, text_layers=1, frames=36, warmup=1
 )
-
-
-class Kept(dict):
-    """The plainest frame memory."""
-
-    def put(self, frames, kv) -> None:
-        self.update(zip(frames, kv.clone(), strict=True))
-
-    def fetch(self, frame, sample, out) -> None:
-        out.copy_(self[frame][sample])
 
 
 @pytest.mark.parametrize("name", ["native", "latentmem"])
@@ -62,18 +57,19 @@ def test_teacher_forcing_computes_what_a_rollout_with_the_cache_computes(name):
     policy = POLICIES[name]
     laid_out = []
     for start in range(0, frames, 3):
-        recalled = [list(range(1, 1 + policy.layout.evicted(start)))[-policy.layout.memory :]]
+        recalled = [list(policy.candidates(start))[-policy.memory_size :]]
         laid_out.append(policy.plan(start, recalled if name == "latentmem" and recalled[0] else ()))
-    chosen = [BlockPlan(np.array([plan.attended()[:-3]], dtype=np.int64), plan.positions) for plan in laid_out]
+    chosen = [BlockPlan(np.array([plan.attended()[:-3]], dtype=np.int64), plan.positions()) for plan in laid_out]
     with torch.inference_mode():
         flow = forward(film_maker, said, clean, noisy, sigma, chosen)[:, 0]
         model, text = film_maker.model, film_maker.model.encode_text(film_maker.text(said))
-        cache = KVCache(model.params, policy, *size[1:], memory=Kept() if name == "latentmem" else None)
+        cache = PlainCache(FrameShape.of(model.params, *size[1:]))
         for plan in laid_out:
-            own = slice(plan.own[0], plan.own[0] + 3)
+            own = slice(plan.start, plan.start + 3)
             cache.begin(plan)
             rolled = model(noisy[:, 0, own], torch.full((1, 1), 700.0), text, cache)
             assert (rolled - flow[:, own]).abs().max() < 1e-4
+            cache.commit(plan)
             model(clean[:, own], torch.zeros(1, 1), text, cache)
 
 
@@ -81,13 +77,13 @@ def test_the_training_contexts_are_those_of_the_policies():
     frames, camera = np.arange(36), np.zeros((1, 36))
     plain = dataclasses.replace(TINY, no_local=0.0, wide_local=0.0, most_memory=0)
     for name, made in {
-        "native": plans.native(frames, 1),
-        "latentmem": plans.latentmem(frames, camera, plain, np.random.default_rng(0)),
+        "native": contexts.native(frames, LATENTMEM, 1),
+        "latentmem": contexts.latentmem(frames, camera, LATENTMEM, plain, np.random.default_rng(0)),
     }.items():
         for block, plan in enumerate(made):
             due = POLICIES[name].plan(3 * block)
             assert tuple(plan.context[0]) == due.attended()[:-3]
-            assert plan.positions == due.positions
+            assert plan.positions == due.positions()
 
 
 @given(st.integers(0, 10**6))
@@ -95,11 +91,11 @@ def test_the_training_contexts_are_those_of_the_policies():
 def test_every_training_context_holds_only_the_past_and_no_frame_twice(seed):
     rng = np.random.default_rng(seed)
     settings = BackboneSettings()
-    frames = plans.draw_sequence(settings, rng)
+    frames = contexts.draw_sequence(settings, LATENTMEM, rng)
     camera = rng.uniform(0, TRAVEL, (2, len(frames)))
-    for made in (plans.native(frames, 2), plans.latentmem(frames, camera, settings, rng)):
+    for made in (contexts.native(frames, LATENTMEM, 2), contexts.latentmem(frames, camera, LATENTMEM, settings, rng)):
         for block, plan in enumerate(made):
-            assert plan.context.shape[1] + 3 == len(plan.positions) <= plans.WINDOW
+            assert plan.context.shape[1] + 3 == len(plan.positions) <= LATENTMEM.local_attn_size
             for context in plan.context:
                 assert len(set(context)) == len(context)
                 assert (context < 3 * block).all()
@@ -140,6 +136,42 @@ def test_clips_shorter_than_a_training_sequence_are_refused(wrong):
         load_settings(TrainSettings, CONFIG, [wrong])
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "device=foo", "threads=0", "world.scenes=0", "world.shown=[64]", "vae.base_dim=-1", "latents.batch=0",
+        "vae.stages=[{steps: 1, frames: 4}]", "vae.stages=[{steps: 1, lr: .nan}]", "backbone.kinds=[0.5,0.5]",
+        "backbone.kinds=[0.5,0.5,0.5]", "backbone.dim=30", "backbone.text_dim=24", "backbone.frames=47",
+        "backbone.max_start=18", "backbone.most_memory=7", "backbone.muon_lr=nan", "backbone.ema=1", "fewstep.own=2",
+        "fewstep.guidance=inf", "backbone.decay=1e9", "generates=configs/none.yaml", "seed=-1",
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_refused_in_one_line_before_anything_is_written(wrong, tmp_path, monkeypatch):
+    key = wrong.partition("=")[0]
+    due = [override for override in small(tmp_path) if not override.startswith(f"{key}=")]
+    monkeypatch.setattr("sys.argv", ["train", *due, wrong])
+    with pytest.raises(UserError) as error:
+        tinyworld_train.main()
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bfloat16_layer_has_the_weights_of_the_layer_that_it_replaces():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    x = torch.randn(5, 6)
+    exact = model(x)
+    weight = model[0].weight
+    keys = list(model.state_dict())
+    use_bf16_matmul(model)
+    assert model[0].weight is weight and list(model.state_dict()) == keys
+    # two products of at most 6 terms of size 1, whose factors have 8 bits: relative errors of 2^-8 each
+    torch.testing.assert_close(model(x), exact, atol=2**-5, rtol=2**-6)
+    assert not torch.equal(model(x), exact)
+    model(x).sum().backward()
+    assert weight.grad.abs().sum() > 0
+
+
 @pytest.fixture
 def no_encoder(monkeypatch):
     """The trainings of a test end before the retrieval encoder."""
@@ -170,6 +202,11 @@ def test_states_of_other_settings_are_refused_and_a_longer_codec_refuses_the_lat
     torch.save(state, tmp_path / "work/vae.pt")
     with pytest.raises(UserError, match="settings, which it does not tell; delete vae"):
         again()
+    whole = (tmp_path / "work/vae.pt").read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"no state"):
+        (tmp_path / "work/vae.pt").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"vae.pt is damaged; delete vae.pt, long.pt"):
+            again()
 
 
 @pytest.mark.usefixtures("no_encoder")
@@ -197,9 +234,9 @@ def test_a_step_stays_on_the_device_that_its_latents_are_on(kind):
         with torch.device("meta"):
             model = Backbone(settings, 4)
             latents = torch.zeros(3, 48, 4, 8, 12)
-        mix(model.model.blocks)
+        use_bf16_matmul(model.model.blocks)
         corpus = Corpus(latents, np.zeros((3, 48)), np.zeros((3, 48, 3), np.float32), ["a red house"] * 3)
-        _, batch = backbone.draw_batch(settings, [corpus, corpus], rng)
+        _, batch = backbone.draw_batch(settings, LATENTMEM, [corpus, corpus], rng)
         context = fewstep.own_context(model, FewStepSettings(), settings, batch, rng)
         loss = backbone.teacher_forcing_loss(model, settings, batch, context, rng, guidance=0.5)
         loss.backward()

@@ -1,6 +1,7 @@
 """Every published form of a weight file loads to the same numbers; what does not fit is named, with its cause."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +12,16 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline import build
 from pipeline.config import load_config
-from pipeline.context import Layout, SlidingWindow
-from pipeline.kv_cache import KVCache
+from pipeline.context import SlidingWindow
+from pipeline.kv_cache import FrameShape, KVCache
+from pipeline.preflight import preflight
 from tests.make_random_weights import make
 from utils.errors import UserError
 from utils.tensors import fill, read_tensors
-from wan.checkpoint import add_lora, load_generator, read_generator
+from wan.checkpoint import load_generator, read_generator
 from wan.model import CausalWanModel
-from wan.params import SIZES, WanParams, params_from_dict
+from wan.params import SIZES, LatentFormat, WanParams, latent_format, params_from_dict
 from wan.text_encoder import load_umt5
 from wan.vae import StreamingDecoder, load_vae
 
@@ -28,6 +29,10 @@ GOLDENS = Path(__file__).parent / "goldens"
 GENERATOR = load_file(GOLDENS / "backbone_weights.safetensors")
 PARAMS = params_from_dict(json.loads((GOLDENS / "rollout_native.json").read_text())["config"]["backbone"], "golden")
 EMA = "model._fsdp_wrapped_module."
+WAN_2_2 = {
+    "z_dim": 48, "patch_size": 2, "is_residual": True, "in_channels": 12, "out_channels": 12,
+    "dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +88,22 @@ FORMS: dict[str, tuple[Callable[[Path], Path], bool]] = {
     "EMA": (lambda at: saved({"generator": {}, "generator_ema": prefixed(EMA)}, at / "a.pt"), True),
     "EMA without FSDP": (lambda at: saved({"generator_ema": prefixed("model.")}, at / "a.pt"), True),
     "model": (lambda at: saved({"model": prefixed("")}, at / "a.pt"), False),
+    "state_dict": (lambda at: saved({"state_dict": prefixed("module."), "epoch": 3}, at / "a.pt"), False),
+    "state_dict of a trainer": (
+        lambda at: saved({"state_dict": {"generator": prefixed("model."), "critic": {}}}, at / "a.pt"),
+        False,
+    ),
+    "model_state_dict": (lambda at: saved({"model_state_dict": prefixed("module.model.")}, at / "a.pt"), False),
+    "ema": (lambda at: saved({"ema": prefixed("_orig_mod."), "model": {}}, at / "a.pt"), True),
+    "numbers beside tensors": (lambda at: saved(prefixed("") | {"step": 3, "best": None, 7: 1}, at / "a.pt"), False),
+    "ComfyUI": (lambda at: save_file(prefixed("model.diffusion_model."), at / "a.st") or at / "a.st", False),
+    "compiled": (lambda at: saved({"generator": prefixed("model._orig_mod.")}, at / "a.pt"), False),
+    "safetensors named .pt": (lambda at: shutil.copy(GOLDENS / "backbone_weights.safetensors", at / "a.pt"), False),
+    ".pt named safetensors": (lambda at: saved(prefixed(""), at / "a.safetensors"), False),
+    "format before 2020 named safetensors": (
+        lambda at: saved(prefixed(""), at / "a.safetensors", _use_new_zipfile_serialization=False),
+        False,
+    ),
     "bare": (lambda at: saved(prefixed(""), at / "a.pth"), False),
     "bare with prefix": (lambda at: saved(prefixed("model."), at / "a.pt"), False),
     "format before 2020": (
@@ -112,8 +133,8 @@ def test_a_diffusers_transformer_computes_what_diffusers_computes(tmp_path):
     ours = load_generator(tmp_path / "transformer", "unknown", tmp_path)
     assert ours.params.num_heads == PARAMS.num_heads, "sizes come from the checkpoint's own config.json"
     x, text = torch.randn(2, 16, 3, 8, 12), torch.randn(2, PARAMS.text_len, PARAMS.text_dim)
-    policy = SlidingWindow(Layout(window=4, sink=1))
-    cache = KVCache(ours.params, policy, 8, 12, batch=2)
+    policy = SlidingWindow(local_attn_size=4)
+    cache = KVCache(FrameShape.of(ours.params, 8, 12, batch=2), policy)
     cache.begin(policy.plan(0))
     with torch.inference_mode():
         flow = ours(x.transpose(1, 2), torch.full((2, 1), 700.0), ours.encode_text(text), cache)
@@ -121,10 +142,56 @@ def test_a_diffusers_transformer_computes_what_diffusers_computes(tmp_path):
     torch.testing.assert_close(flow.transpose(1, 2), expected, atol=2e-5, rtol=0)
 
 
-def test_sizes_come_from_the_shapes_where_nothing_else_says(tmp_path):
-    params = WanParams(dim=256, ffn_dim=64, num_heads=2, num_layers=1, text_dim=8, freq_dim=16)
-    save_file(CausalWanModel(**params.to_dict()).state_dict(), tmp_path / "a.safetensors")
-    assert read_generator(tmp_path / "a.safetensors", "mine", tmp_path)[0] == params
+@pytest.mark.parametrize("said", [None, "{}", '{"model_type": "t2v"}'], ids=["no file", "empty", "without heads"])
+def test_a_number_of_heads_that_nothing_tells_is_refused(said, tmp_path):
+    if said:
+        (tmp_path / "config.json").write_text(said)
+    with pytest.raises(UserError, match=r"dim\) of 48, which is no .*config\.json does not say its num_heads"):
+        read_generator(GOLDENS / "backbone_weights.safetensors", "mine", tmp_path)
+
+
+def test_what_a_config_leaves_out_is_read_off_the_shapes(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"num_heads": PARAMS.num_heads, "text_len": PARAMS.text_len}))
+    assert read_generator(GOLDENS / "backbone_weights.safetensors", "mine", tmp_path)[0] == PARAMS
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("[1]", "no JSON object but a list"),
+        ('{"dim": 4', "not valid JSON"),
+        ('{"dim": "48"}', 'has dim "48", which is no size'),
+        ('{"num_heads": null}', "has num_heads null"),
+        ('{"num_heads": 0}', "has num_heads 0"),
+        ('{"num_heads": 5}', "does not divide into num_heads 5"),
+        ('{"num_heads": 4, "eps": NaN}', "has eps NaN"),
+        ('{"num_heads": 4, "patch_size": [2, 2]}', "patch_size"),
+        ('{"model_type": "i2v"}', "describes a 'i2v' model"),
+        ('{"attention_head_dim": 12}', "has num_attention_heads null"),
+    ],
+)
+def test_a_config_that_says_no_sizes_is_refused_in_one_line(content, words, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json") as error:
+        read_generator(GOLDENS / "backbone_weights.safetensors", "mine", tmp_path)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "config, expected",
+    [
+        ({}, LatentFormat(16, 8, 4)),
+        (WAN_2_2, LatentFormat(48, 16, 4)),
+        ({"z_dim": 4, "dim_mult": [1, 2, 2], "temperal_downsample": [True, True], "patch_size": 2}, LatentFormat(4)),
+    ],
+    ids=["Wan2.1", "Wan2.2", "patches"],
+)
+def test_the_latents_format_follows_from_the_vaes_layers(config, expected):
+    found = latent_format(config)
+    assert found == expected
+    assert found.shape(480, 832) == (found.channels, 480 // found.spatial, 832 // found.spatial)
+    assert found.pixel_frames(21) == 81 and found.latent_frames(81) == 21
+    assert found.block_frames(3, first=True) + found.block_frames(3) == found.pixel_frames(6)
 
 
 def unwritten(params: WanParams, path: Path, prefix: str = "model.", **more: tuple[int, ...]) -> Path:
@@ -133,6 +200,19 @@ def unwritten(params: WanParams, path: Path, prefix: str = "model.", **more: tup
         shapes = {key: value.shape for key, value in CausalWanModel(**params.to_dict()).state_dict().items()}
     zero = torch.zeros(1, dtype=torch.bfloat16)
     return saved({"generator": {prefix + key: zero.expand(shape) for key, shape in (shapes | more).items()}}, path)
+
+
+def test_the_published_config_of_wan22_5b_says_its_sizes():
+    published = {
+        "_class_name": "WanModel", "dim": 3072, "eps": 1e-06, "ffn_dim": 14336, "freq_dim": 256, "in_dim": 48,
+        "model_type": "ti2v", "num_heads": 24, "num_layers": 30, "out_dim": 48, "text_len": 512,
+    }  # fmt: skip
+    assert params_from_dict(published, "config.json") == SIZES["Wan2.2-TI2V-5B"]
+    diffusers = {
+        "attention_head_dim": 128, "num_attention_heads": 24, "in_channels": 48, "out_channels": 48, "ffn_dim": 14336,
+        "num_layers": 30, "image_dim": None, "added_kv_proj_dim": None, "patch_size": [1, 2, 2],
+    }  # fmt: skip
+    assert params_from_dict(diffusers, "config.json") == SIZES["Wan2.2-TI2V-5B"]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -185,40 +265,6 @@ def test_every_form_of_the_vae_decodes_the_same(form, tmp_path):
     torch.testing.assert_close(out, tensors["decoded"], atol=1e-5, rtol=0)
 
 
-LORA = torch.load(GOLDENS / "ckpt_lora_raw.pt", weights_only=True)
-LORA_FORMS = {
-    "generator_lora": lambda at: GOLDENS / "ckpt_lora.pt",
-    "bare": lambda at: GOLDENS / "ckpt_lora_raw.pt",
-    "safetensors": lambda at: save_file(LORA, at / "lora.safetensors") or at / "lora.safetensors",
-    "live adapter": lambda at: saved(
-        {k.replace(".weight", ".default.weight"): v for k, v in LORA.items()}, at / "a.pt"
-    ),
-}
-
-
-def tuned(family: Path, lora: Path | None, **options: bool) -> torch.Tensor:
-    """A forward's flow with a LoRA or without."""
-    model = load_generator(GOLDENS / "backbone_weights.safetensors", "golden", family)
-    if lora:
-        add_lora(model, lora, rank=4, alpha=6.0, **options)
-    policy = SlidingWindow(Layout(window=4, sink=1))
-    cache = KVCache(model.params, policy, 4, 4)
-    cache.begin(policy.plan(0))
-    draw = torch.Generator().manual_seed(0)
-    with torch.inference_mode():
-        text = model.encode_text(torch.randn(1, PARAMS.text_len, PARAMS.text_dim, generator=draw))
-        return model(torch.randn(1, 3, 16, 4, 4, generator=draw), torch.full((1, 1), 500.0), text, cache)
-
-
-@pytest.mark.parametrize("form", LORA_FORMS)
-def test_every_form_of_a_lora_merged_equals_unmerged(form, family, tmp_path):
-    path = LORA_FORMS[form](tmp_path)
-    merged = tuned(family, path)
-    torch.testing.assert_close(merged, tuned(family, path, merge=False), atol=1e-5, rtol=0)
-    torch.testing.assert_close(merged, tuned(family, GOLDENS / "ckpt_lora.pt"), atol=0, rtol=0)
-    assert (merged - tuned(family, None)).abs().max() > 1e-3
-
-
 def test_longlives_own_settings_load(tmp_path):
     """A sink of three frames, a LoRA, and keys that change nothing here, under the file names of its repository."""
     own = {
@@ -232,7 +278,7 @@ def test_longlives_own_settings_load(tmp_path):
     }  # fmt: skip
     (tmp_path / "longlive.yaml").write_text(json.dumps(own))  # JSON is YAML
     config = load_config(tmp_path / "longlive.yaml")
-    assert (config.layout().window, config.layout().sink, config.adapter.rank) == (12, 3, 256)
+    assert (config.policy().local_attn_size, config.policy().sink_size, config.adapter.rank) == (12, 3, 256)
 
 
 def test_random_weights_have_the_published_layout(tmp_path):
@@ -245,7 +291,7 @@ def test_random_weights_have_the_published_layout(tmp_path):
             f"model_kwargs.ae_ckpt={tmp_path}/checkpoints/ae_latent_mem.pt", "height=64", "width=96", "device=cpu",
         ],
     )  # fmt: skip
-    build.check(config)
+    preflight(config)
 
 
 def cut(path: Path, to: Path, keep: float = 0.6) -> Path:
@@ -263,6 +309,20 @@ def missing_shard(at: Path) -> Path:
     folder = shard(GENERATOR, at / "wan")
     next(folder.glob("*-00002-of-*")).unlink()
     return folder
+
+
+def broken(value: float) -> dict[str, torch.Tensor]:
+    tensors = {key: tensor.clone() for key, tensor in GENERATOR.items()}
+    tensors["blocks.1.ffn.0.weight"][0, 0] = value
+    return tensors
+
+
+def scaled_fp8() -> dict[str, torch.Tensor]:
+    """As ComfyUI's scaled files: the weight and beside it what to multiply it by."""
+    tensors = dict(GENERATOR)
+    scale = tensors["blocks.0.ffn.0.weight"].abs().max() / 448
+    tensors["blocks.0.ffn.0.weight"] = (tensors["blocks.0.ffn.0.weight"] / scale).to(torch.float8_e4m3fn)
+    return tensors | {"blocks.0.ffn.0.scale_weight": scale}
 
 
 I2V = {"blocks.0.cross_attn.k_img.weight": (48, 48)}
@@ -292,6 +352,17 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "text encoder": (lambda at: T5_FORMS["pth"](at), ["it is a text encoder"]),
     "VAE": (lambda at: GOLDENS / "vae_weights.safetensors", ["it is an autoencoder"]),
     "image to video": (lambda at: unwritten(PARAMS, at / "a.pt", **I2V), ["k_img.weight is foreign", "image-to-video"]),
+    "scaled FP8": (lambda at: saved(scaled_fp8(), at / "a.pt"), ["scaled FP8", "bfloat16 or float16"]),
+    "integers": (
+        lambda at: saved({key: value.to(torch.int8) for key, value in GENERATOR.items()}, at / "a.pt"),
+        ["as int8", "made smaller", "bfloat16"],
+    ),
+    "nothing": (lambda at: saved({"generator": None}, at / "a.pt"), ["holds no tensors but generator"]),
+    "numbers": (lambda at: saved({1: 2}, at / "a.pt"), ["holds no tensors but 1"]),
+    "a name twice": (
+        lambda at: saved(prefixed("") | {"model.head.modulation": torch.zeros(1)}, at / "a.pt"),
+        ["holds head.modulation twice"],
+    ),
     "a layer more": (
         lambda at: unwritten(WanParams(**PARAMS.to_dict() | {"num_layers": 3}), at / "a.pt"),
         ["num_layers 3", "says 2"],
@@ -308,6 +379,46 @@ def test_a_file_that_cannot_serve_is_named_with_its_cause(fault, family, tmp_pat
     assert "\n" not in message and all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_no_numbers_are_refused_by_name(value, dtype, family, tmp_path):
+    path = saved(broken(value), tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"blocks\.1\.ffn\.0\.weight holds NaN or infinity"):
+        load_generator(path, "golden", family, dtype=dtype)
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    """A file cut short, or with some bits of it the other way round, mostly where its names are."""
+    if draw.random() < 0.25:
+        return data[: draw.randrange(len(data))]
+    changed = bytearray(data)
+    reach = draw.choice([6000, len(data)])
+    for _ in range(draw.choice([1, 3, 30])):
+        place = draw.randrange(reach)
+        changed[draw.choice([place, -1 - place])] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+DAMAGED_FORMS = ["generator", "format before 2020", "safetensors"]
+
+
+@pytest.mark.parametrize("form", DAMAGED_FORMS)
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, about what it finds in a damaged pickle
+def test_a_damaged_file_loads_or_is_refused_in_one_line(form, family, tmp_path):
+    data = FORMS[form][0](tmp_path).read_bytes()
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(40):
+        path = tmp_path / draw.choice(["damaged.pt", "damaged.safetensors"])
+        path.write_bytes(damaged(data, draw))
+        try:
+            read_generator(path, "golden", family)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused >= 10
+
+
 def test_weights_of_another_size_name_the_model_they_belong_to(tmp_path):
     path = unwritten(SIZES["Wan2.1-T2V-14B"], tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"dim 5120, .* says 1536, .*set model_name: Wan2.1-T2V-14B"):
@@ -321,14 +432,6 @@ def test_weights_of_another_size_name_the_model_they_belong_to(tmp_path):
 def test_absent_weights_are_said_to_be_absent(content, use_ema, words, family, tmp_path):
     with pytest.raises(UserError, match=words):
         read_generator(saved(content, tmp_path / "a.pt"), "golden", family, use_ema)
-
-
-def test_a_lora_of_another_rank_offers_the_rank_found(family):
-    model = load_generator(GOLDENS / "backbone_weights.safetensors", "golden", family)
-    with pytest.raises(UserError, match=r"rank 4 where adapter\.rank is 256; set adapter\.rank: 4"):
-        add_lora(model, GOLDENS / "ckpt_lora.pt", 256, 256)
-    with pytest.raises(UserError, match=r"no LoRA weights; .* generator_ckpt"):
-        add_lora(model, GOLDENS / "ckpt_generator.pt", 4, 4)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell what is resident")

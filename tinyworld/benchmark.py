@@ -8,7 +8,6 @@ over processes.
 
 import hashlib
 import inspect
-import json
 import re
 import sys
 import time
@@ -19,30 +18,28 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.curve import Curve
-from evaluation.drift import drift_scores
-from evaluation.measure import PICTURES_A_SECOND
-from evaluation.picture import CELLS, ORIENTATIONS, SCALARS, describe
-from pipeline import build
-from pipeline.bank import EVICTIONS
+from pipeline.bank.eviction import EVICTIONS
+from pipeline.build import load
 from pipeline.config import RunConfig, load_config
-from pipeline.outputs import PLACES, Digests
-from pipeline.pipeline import Sample, load
-from pipeline.retrieval import DESCRIPTORS, SELECTIONS
-from tinyworld import judge
-from tinyworld.context import BLOCK
-from tinyworld.corpus import Clip, held_out
-from tinyworld.sight import setting
-from tinyworld.tables import METRICS, TRUTH, Unit, report
-from tinyworld.world import FPS, ONE_LATENT, pixel_frames
+from pipeline.pipeline import Pipeline
+from pipeline.preflight import Preflight, preflight
+from pipeline.record import Digests, content
+from pipeline.samples import Sample
+from pipeline.selection import SELECTIONS
+from tinyworld.judging import measure as judge
+from tinyworld.store import Store
+from tinyworld.tables import TRUTH, Unit, report
+from tinyworld.world.film import Clip, held_out
+from tinyworld.world.scene import ONE_LATENT, pixel_frames
 from utils.errors import UserError, run
-from utils.files import require_writable, write_json
+from utils.files import require_writable
 from utils.processes import rank, share
 from utils.progress import Progress
-from utils.settings import load_settings, require_choice, to_dict
+from utils.provenance import flat
+from utils.settings import Settings, load_settings, require_choice, setting
 
 CONFIG = "configs/tinyworld_benchmark.yaml"
-BUDGETS = ("device_gb", "host_gb", "disk_gb", "disk_folder")  # of the bank: where frames lie, not which or how exact
+SUBSET = 16  # prompts of subset=true
 
 
 @dataclass(frozen=True)
@@ -53,131 +50,123 @@ class Row:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class BenchmarkSettings:
-    """The benchmark.
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings(Settings):
+    """The benchmark."""
 
-    Attributes:
-        rows: name -> how it generates; the name is a folder too.
-        comparisons: what it shows -> [baseline, rows that are compared with it].
-        only: rows to run, all if empty.
-        prompts: how many of the held-out captions.
-        samples: videos a caption.
-        frames: length in latent frames.
-        subset: 16 prompts with one sample each, instead.
-        batch: videos generated together.
-        model_root, generator_ckpt, ae_ckpt, steps: instead of the rows' own weights and denoising steps.
-    """
-
-    rows: dict[str, Row] = field(default_factory=dict)
-    comparisons: dict[str, list[str]] = field(default_factory=dict)
-    only: list[str] = field(default_factory=list)
-    prompts: int = 64
-    samples: int = 1
-    frames: int = 120
-    subset: bool = False
-    batch: int = 8
-    seed: int = 0
-    model_root: str | None = None
-    generator_ckpt: str | None = None
-    ae_ckpt: str | None = None
-    steps: list[int] | None = None
-    folder: str = "runs/tinyworld/benchmark"
+    rows: dict[str, Row] = setting({}, "name -> config and overrides it generates with; the name is a folder too")
+    comparisons: dict[str, list[str]] = setting({}, "question -> [baseline, rows that are compared with it]")
+    only: list[str] = setting([], "rows to run; all if empty")
+    prompts: int = setting(64, "held-out captions", at_least=1)
+    samples: int = setting(1, "videos a caption", at_least=1)
+    frames: int = setting(120, "latent frames of a video", at_least=1)
+    subset: bool = setting(False, f"{SUBSET} captions with one video each, instead")
+    batch: int = setting(8, "videos generated together", at_least=1)
+    seed: int = setting(0, "seed of the noise", at_least=0)
+    model_root: str | None = setting(None, "folder of the model's parts, instead of the rows' own")
+    generator_ckpt: str | None = setting(None, "the transformer's weights, instead of the rows' own")
+    ae_ckpt: str | None = setting(None, "the retrieval encoder's weights, instead of the rows' own")
+    steps: list[int] | None = setting(None, "denoising steps, instead of the rows' own", at_least=1, at_most=1000)
+    folder: str = setting("runs/tinyworld/benchmark", "where results and tables go", place=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.rows:
-            if not re.fullmatch(r"[\w.-]+", name):
+            if not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
                 raise UserError(f"row '{name}' in {CONFIG} cannot be a folder's name; use letters, digits, _ and -")
-        for name in (*self.only, *(row for compared in self.comparisons.values() for row in compared)):
-            require_choice("only or comparisons", name, self.rows)
-        if min(self.prompts, self.samples, self.batch) < 1:
-            raise UserError("prompts, samples and batch must be at least 1")
+        for name in self.only:
+            require_choice("only", name, self.rows)
+        for question, names in self.comparisons.items():
+            if len(names) < 2:
+                raise UserError(f"comparison '{question}' in {CONFIG} compares nothing; name a baseline and other rows")
+            for name in names:
+                require_choice("comparisons", name, self.rows)
 
     def chosen(self) -> dict[str, Row]:
-        return {name: row for name, row in self.rows.items() if name in self.only or not self.only}
+        """The rows to run."""
+        if not self.only:
+            return self.rows
+        return {name: row for name, row in self.rows.items() if name in self.only}
 
     def units(self) -> list[Unit]:
         """(prompt, sample) of every video of a row."""
-        prompts, samples = (16, 1) if self.subset else (self.prompts, self.samples)
-        return [(prompt, sample) for prompt in range(prompts) for sample in range(samples)]
+        if self.subset:
+            return [(prompt, 0) for prompt in range(SUBSET)]
+        units = []
+        for prompt in range(self.prompts):
+            units += [(prompt, sample) for sample in range(self.samples)]
+        return units
 
     def run_config(self, row: Row) -> RunConfig:
         """The settings that a row generates with."""
-        told = {"model_root": self.model_root, "generator_ckpt": self.generator_ckpt, "denoising_step_list": self.steps}
-        told = {key: value for key, value in told.items() if value is not None}
-        overrides = {**row.overrides, **told, "seed": self.seed, "num_output_frames": self.frames}
+        overrides = {**row.overrides, "seed": self.seed, "num_output_frames": self.frames}
+        if self.model_root is not None:
+            overrides["model_root"] = self.model_root
+        if self.generator_ckpt is not None:
+            overrides["generator_ckpt"] = self.generator_ckpt
+        if self.steps is not None:
+            overrides["denoising_step_list"] = self.steps
         config = load_config(row.config, overrides)
         if self.ae_ckpt:
             config = replace(config, model_kwargs=replace(config.model_kwargs, ae_ckpt=self.ae_ckpt))
         return config
 
+    def window(self) -> int:
+        """Latent frames out of view after which a place is forgotten by every row: the longest window among them."""
+        return max(self.run_config(row).policy().local_attn_size for row in self.rows.values())
+
 
 def main() -> None:
     settings = load_settings(BenchmarkSettings, CONFIG, sys.argv[1:])
-    folder = require_writable(settings.folder)
-    stores = {TRUTH: Store(folder / "truth", {"judge": judge.VERSION, "frames": settings.frames})}
-    for name, row in settings.chosen().items():
-        config = build.check(settings.run_config(row))
-        stores[name] = Store(folder / name, identity(config))
+    stores = open_stores(settings)
     made = fill(settings, stores)
     results = {name: store.read(settings.units()) for name, store in stores.items()}
-    due = {name: len(units_of(settings, name)) for name in stores}
-    if all(len(results[name]) == due[name] for name in stores) and (made or rank() == 0):
-        report(settings.comparisons, results, folder)
+    finished = all(len(results[name]) == len(units_of(settings, name)) for name in stores)
+    if finished and (made or rank() == 0):
+        report(settings.comparisons, results, Path(settings.folder))
 
 
-class Store:
-    """One row's results, a file for each video, all of the same weights, settings and code.
-
-    Raises:
-        UserError: the folder holds those of others.
-    """
-
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        self.folder, path = folder, folder / "row.json"
-        if path.exists():
-            kept = json.loads(path.read_text())
-            if kept != json.loads(json.dumps(about)):
-                changed = sorted(key for key in {*kept, *about} if kept.get(key) != about.get(key))
-                raise UserError(
-                    f"{folder} holds results of other weights, settings or code ({', '.join(changed)}); "
-                    "delete that folder, or keep it and name another with folder=..."
-                )
-        else:
-            write_json(path, about)
-
-    def path(self, unit: Unit) -> Path:
-        return self.folder / f"{unit[0]:05d}-{unit[1]}.json"
-
-    def read(self, units: Sequence[Unit]) -> dict[Unit, dict[str, float | None]]:
-        """What is there of the units."""
-        return {unit: json.loads(self.path(unit).read_text()) for unit in units if self.path(unit).exists()}
+def open_stores(settings: BenchmarkSettings) -> dict[str, Store]:
+    """The results of every row that is to run, and of the true videos; all rows are checked before."""
+    abouts = {TRUTH: {"judge": judge.VERSION, "window": settings.window(), "frames": settings.frames}}
+    for name, row in settings.chosen().items():
+        found = preflight(settings.run_config(row))
+        abouts[name] = {"window": settings.window(), **identity(found)}
+    folder = require_writable(settings.folder)
+    stores = {}
+    for name, about in abouts.items():
+        stores[name] = Store(folder / ("truth" if name == TRUTH else name), about)
+    return stores
 
 
-def identity(config: RunConfig) -> dict[str, Any]:
+def identity(found: Preflight) -> dict[str, Any]:
     """All that a result depends on: settings, kind of device, digests of weights and code, the judge's version."""
-    settings = {key: value for key, value in to_dict(config).items() if key not in (*PLACES, "batch_size")}
-    settings["bank"] = {key: value for key, value in settings["bank"].items() if key not in BUDGETS}
-    del settings["model_kwargs"]["ae_ckpt"]
-    device, dtype = build.placement(config)
-    settings |= {"device": device.type, "dtype": str(dtype).removeprefix("torch."), "code": code(config)}
-    digests = {name: found["sha256"] for name, found in Digests(build.weight_files(config))().items()}
-    return {"judge": judge.VERSION, **settings, **digests}
+    about = flat(content(found.config))
+    about["device"] = found.device.type
+    about["dtype"] = str(found.dtype).removeprefix("torch.")
+    about["code"] = code(found.config)
+    for name, weights in Digests(found.files)().items():
+        about[name] = weights["sha256"]
+    return {"judge": judge.VERSION, **about}
 
 
 def code(config: RunConfig) -> dict[str, str]:
     """Digests of the source of the policy, rules and descriptor in use; what they call in turn is not part of it."""
-    used, kwargs = {"policy": type(build.build_policy(config))}, config.model_kwargs
-    if config.layout().memory:
-        used["selection"] = SELECTIONS[kwargs.selection]
-        used["descriptor"] = DESCRIPTORS[kwargs.compression_method]
+    used = {"policy": config.policy()}
+    if descriptor := config.descriptor():
+        used["selection"] = SELECTIONS[config.model_kwargs.selection]
+        used["descriptor"] = descriptor
         used["eviction"] = EVICTIONS[config.bank.eviction]
-    return {name: hashlib.sha256(source(part).encode()).hexdigest()[:16] for name, part in used.items()}
+    digests = {}
+    for name, part in used.items():
+        digests[name] = hashlib.sha256(source(part).encode()).hexdigest()[:16]
+    return digests
 
 
 def source(part: Callable) -> str:
     """The code of a function, a class or an object of one; its name where none can be found."""
-    part = part if inspect.isclass(part) or inspect.isfunction(part) else type(part)
+    if not inspect.isclass(part) and not inspect.isfunction(part):
+        part = type(part)
     try:
         return inspect.getsource(part)
     except (OSError, TypeError):
@@ -186,7 +175,22 @@ def source(part: Callable) -> str:
 
 def units_of(settings: BenchmarkSettings, name: str) -> list[Unit]:
     """A row's videos; the true video of a caption is always the same."""
-    return [unit for unit in settings.units() if name != TRUTH or unit[1] == 0]
+    if name != TRUTH:
+        return settings.units()
+    return [(prompt, sample) for prompt, sample in settings.units() if sample == 0]
+
+
+def batches_of(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> list[tuple[str, list[Unit]]]:
+    """This process's share of the batches of which anything is missing.
+
+    The batches are shared out before finished ones are left out, so that processes which start apart agree.
+    """
+    batches = []
+    for name in stores:
+        units = units_of(settings, name)
+        for first in range(0, len(units), settings.batch):
+            batches.append((name, units[first : first + settings.batch]))
+    return [(name, units) for name, units in share(batches) if stores[name].missing(units)]
 
 
 def fill(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> int:
@@ -195,41 +199,51 @@ def fill(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> int:
     A batch of which anything is missing is made as a whole: rounding depends on the batch, results do not depend
     on where a run was stopped.
     """
-    batches = [
-        (name, units[first : first + settings.batch])
-        for name in stores
-        for units in [units_of(settings, name)]
-        for first in range(0, len(units), settings.batch)
-    ]
-    mine = [
-        (name, units)
-        for name, units in share(batches)  # before finished ones are left out: processes that start apart agree
-        if not all(stores[name].path(unit).exists() for unit in units)
-    ]
-    generated = sum(len(units) for name, units in mine if name != TRUTH)
-    progress = Progress(generated, settings.frames // BLOCK, ONE_LATENT * BLOCK, quiet=rank() > 0)
-    progress.say(f"{len(stores)} rows of {len(settings.units())} videos in {settings.folder}; {generated} to make here")
-    pipelines, started = {}, time.monotonic()
-    for name, units in mine:
+    batches = batches_of(settings, stores)
+    to_generate = sum(len(units) for name, units in batches if name != TRUTH)
+    block = settings.run_config(next(iter(settings.rows.values()))).policy().block
+    progress = Progress(to_generate, settings.frames // block, ONE_LATENT * block, quiet=rank() > 0)
+    videos_a_row = len(settings.units())
+    progress.say(f"{len(stores)} rows of {videos_a_row} videos in {settings.folder}; {to_generate} to make here")
+    started = time.monotonic()
+    loaded = None
+    for name, units in batches:
         clips = [held_out(prompt, pixel_frames(settings.frames)) for prompt, _ in units]
         if name == TRUTH:
             videos = [clip.video for clip in clips]
         else:
-            if name not in pipelines:
-                captions = [held_out(prompt).caption for prompt in {prompt for prompt, _ in settings.units()}]
-                pipelines = {name: load(settings.run_config(settings.rows[name]), captions)}
-            progress.begin(f"{name} {units[0][0]}-{units[-1][0]}", len(units))
-            samples = [Sample(clip.caption, *unit) for clip, unit in zip(clips, units, strict=True)]
-            videos = np.concatenate(list(counted(pipelines[name].frames(samples), progress)), axis=1)
-            progress.end()
+            if loaded is None or loaded[0] != name:
+                loaded = None  # room for the next one
+                loaded = (name, load_row(settings, name))
+            videos = generate(loaded[1], clips, units, progress, name)
         for video, clip, unit in zip(videos, clips, units, strict=True):
-            write_json(stores[name].path(unit), measure(video, clip))
+            stores[name].write(unit, judge.measure(video, clip, settings.window()))
         if name != TRUTH:
-            each = (time.monotonic() - started) / progress.made
-            minutes = each * (generated - progress.made) / 60
-            progress.say(f"{progress.made} of {generated} videos, {each:.1f} s each, {minutes:.0f} min left")
+            seconds = (time.monotonic() - started) / progress.made
+            minutes = seconds * (to_generate - progress.made) / 60
+            progress.say(f"{progress.made} of {to_generate} videos, {seconds:.1f} s each, {minutes:.0f} min left")
     progress.close()
-    return len(mine)
+    return len(batches)
+
+
+def load_row(settings: BenchmarkSettings, name: str) -> Pipeline:
+    """A row's pipeline, with all captions encoded."""
+    prompts = sorted({prompt for prompt, _ in settings.units()})
+    captions = [held_out(prompt).caption for prompt in prompts]
+    return load(settings.run_config(settings.rows[name]), captions)
+
+
+def generate(
+    pipeline: Pipeline, clips: Sequence[Clip], units: Sequence[Unit], progress: Progress, name: str
+) -> np.ndarray:
+    """Videos [B, T, H, W, 3] uint8 of the clips' captions."""
+    progress.begin(f"{name} {units[0][0]}-{units[-1][0]}", len(units))
+    samples = []
+    for clip, (prompt, sample) in zip(clips, units, strict=True):
+        samples.append(Sample(clip.caption, prompt, sample))
+    blocks = list(counted(pipeline.frames(samples), progress))  # each [B, T of the block, H, W, 3]
+    progress.end()
+    return np.concatenate(blocks, axis=1)
 
 
 def counted(blocks: Iterator[np.ndarray], progress: Progress) -> Iterator[np.ndarray]:
@@ -237,33 +251,6 @@ def counted(blocks: Iterator[np.ndarray], progress: Progress) -> Iterator[np.nda
     for frames in blocks:
         progress.step(0, ())
         yield frames
-
-
-def measure(video: np.ndarray, clip: Clip) -> dict[str, float | None]:
-    """What the judge finds in a video [T, H, W, 3]; None where a measure has nothing to measure."""
-    journey = judge.Journey(video)
-    kept, due = journey.objects_kept()
-    looks, colours = judge.objects_in_first_pass(video, clip.scene, clip.shot)
-    revisits = {name: value for name, value in journey.revisits().items() if name in METRICS}
-    return {
-        **revisits,
-        "objects kept": kept / due if due else None,
-        "objects in the first pass": looks,
-        "colours in the first pass": colours,
-        "subject kept": journey.subject_kept(clip.meaning.subject),
-        "ground and time kept": float(setting(video[-FPS:]) == (clip.meaning.ground, clip.meaning.time)),
-        "motion plausible": float(journey.moves_plausibly().mean()),
-        "camera as trained": float(journey.moves_as_trained(clip.shot).mean()),
-        "drift": drift(video),
-    }
-
-
-def drift(video: np.ndarray) -> float:
-    """The drift score of `evaluation.drift` of a video [T, H, W, 3] of bytes."""
-    curve, every = Curve(len(SCALARS) + CELLS * CELLS * ORIENTATIONS), round(FPS / PICTURES_A_SECOND)
-    for index in range(0, len(video), every):
-        curve.add(index / FPS, describe(video[index]))
-    return drift_scores(*curve.read())["drift"]
 
 
 if __name__ == "__main__":

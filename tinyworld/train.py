@@ -1,4 +1,4 @@
-"""Make the world and all that films it: `python -m tinyworld.train [key=value ...]`.
+"""Train tinyworld's models: `python -m tinyworld.train [key=value ...]`.
 
 The stages run in order: world -> vae -> latents -> backbone -> few-step -> retrieval encoder. Each is
 skipped where its result exists, and goes on where it was cut off; contact sheets show what the codec, the
@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
-from pipeline.build import find_device
-from tinyworld import backbone, corpus, fewstep, report, vae
-from tinyworld.release import release_backbone, release_prompts, release_vae
-from tinyworld.settings import TrainSettings
+from pipeline.preflight import find_device
+from tinyworld import films
+from tinyworld.training import backbone, corpus, fewstep, gallery, vae
+from tinyworld.training.export import export_backbone, export_prompts, export_vae
+from tinyworld.training.settings import TrainSettings
+from tinyworld.world.film import held_out
 from utils.errors import run
 from utils.files import atomic, require_writable
 from utils.settings import load_settings
@@ -30,38 +32,46 @@ def main() -> None:
 
 def train(settings: TrainSettings) -> None:
     """Run every stage that is not done; the weights are in `settings.export` afterwards."""
+    device = find_device(settings.device)
     torch.set_num_threads(settings.threads)
-    work, export = require_writable(settings.work, need_bytes=2 * 10**9), require_writable(settings.export)
-    corpus.paint_gallery(settings.world, work)
-    codec = _codec(settings, work)
+    work = require_writable(settings.work, need_bytes=2 * 10**9)
+    export = require_writable(settings.export)
+    for folder in ("checkpoints", "wan_models/tinyworld"):
+        require_writable(export / folder)
+    policy = settings.policy()
+
+    gallery.paint_galleries(settings.world, work)
+    codec = train_codec(settings, work, device)
     corpora = corpus.encode_corpus(codec, settings.latents, work)
-    release_vae(codec, export)
-    film = backbone.train(settings.backbone, corpora, work, settings.seed)
-    release_backbone(film, export)
-    show(export, work / "backbone_sheet.png")
-    film = fewstep.train(film, settings.fewstep, settings.backbone, corpora, work, settings.seed)
-    release_backbone(film, export)
-    show(export, work / "fewstep_sheet.png")
-    release_prompts(settings.world.held_out, tuple(settings.world.shown), export)
+    export_vae(codec, export)
+    film = backbone.train(settings.backbone, policy, corpora, work, settings.seed)
+    export_backbone(film, export)
+    draw_starts(export, work / "backbone_sheet.png")
+    film = fewstep.train(film, settings.fewstep, settings.backbone, policy, corpora, work, settings.seed)
+    export_backbone(film, export)
+    draw_starts(export, work / "fewstep_sheet.png")
+    export_prompts(settings.world.held_out, settings.world.shown, export)
     train_encoder(settings, work, export)
     print(f"weights and captions are in {export}")
 
 
-def _codec(settings: TrainSettings, work: Path) -> AutoencoderKLWan:
-    scenes = (corpus.gallery(work, name) for name in ("panoramas", "held_out"))
-    codec = vae.train(settings.vae, *scenes, work, settings.seed, find_device(settings.device))
-    true = [corpus.held_out(i, 17).video for i in range(3)]
-    again = [report.reconstruct(codec, video) for video in true]
-    report.sheet(work / "vae_sheet.png", len(true), true, again, seconds=(0, 1))
+def train_codec(settings: TrainSettings, work: Path, device: torch.device) -> AutoencoderKLWan:
+    """Train the codec, and draw what it makes of held-out videos beside them."""
+    panoramas = gallery.load_gallery(work, "panoramas")
+    unseen = gallery.load_gallery(work, "held_out")
+    codec = vae.train(settings.vae, panoramas, unseen, work, settings.seed, device)
+    true = [held_out(index, 17).video for index in range(3)]
+    again = [films.reconstruct(codec, video) for video in true]
+    films.draw_sheet(work / "vae_sheet.png", [true, again], clips=len(true), seconds=(0, 1))
     return codec
 
 
-def show(export: Path, path: Path) -> None:
+def draw_starts(export: Path, path: Path) -> None:
     """A contact sheet of how held-out videos start: true and generated frames at 0 and 1 s."""
-    weights = {"model_root": f"{export}/wan_models", "generator_ckpt": f"{export}/checkpoints/tinyworld.safetensors"}
-    settings, clips = report.ReportSettings(**weights), [corpus.held_out(i, 21) for i in range(3)]
-    made = report.generate(settings, clips, 6, lambda line: None)
-    report.sheet(path, len(clips), [clip.video for clip in clips], made, seconds=(0, 1))
+    clips = [held_out(index, 21) for index in range(3)]
+    weights = films.Weights(f"{export}/wan_models", f"{export}/checkpoints/tinyworld.safetensors")
+    made = films.generate("configs/tinyworld_native.yaml", weights, clips, frames=6, batch=16)
+    films.draw_sheet(path, [[clip.video for clip in clips], made], clips=len(clips), seconds=(0, 1))
 
 
 def train_encoder(settings: TrainSettings, work: Path, export: Path) -> None:
@@ -73,7 +83,7 @@ def train_encoder(settings: TrainSettings, work: Path, export: Path) -> None:
         *settings.encoder.corpus,
     )  # fmt: skip
     run_module(
-        "ae.train", "configs/tinyworld_ae.yaml", f"data_dir={work}/corpus", f"log_dir={work}", "tag=encoder",
+        "ae.train", "ae/configs/tinyworld_ae.yaml", f"data_dir={work}/corpus", f"log_dir={work}", "tag=encoder",
         f"in_channels={settings.vae.z_dim}", *settings.encoder.training,
     )  # fmt: skip
     with atomic(export / "checkpoints" / "tinyworld_ae.safetensors") as temporary:
@@ -82,8 +92,9 @@ def train_encoder(settings: TrainSettings, work: Path, export: Path) -> None:
 
 def run_module(*arguments: str) -> None:
     """Run `python -m arguments`; where it fails, it has said why."""
-    if status := subprocess.run([sys.executable, "-m", *arguments], check=False).returncode:
-        sys.exit(status)
+    ended = subprocess.run([sys.executable, "-m", *arguments], check=False)
+    if ended.returncode:
+        sys.exit(ended.returncode)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
-"""The one exception a user is meant to read, and how an entry point shows it."""
+"""The one exception that a user is meant to read, and the one door through which every entry point runs."""
 
+import errno
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from hashlib import sha256
-from pathlib import Path
 
-SAID = "LONGLIVE_RAG_SAID"  # names the folder in which a launcher's processes note what one of them has said
+from utils.stop import stop
+
+REPORT = "please report it with what DEBUG=1 prints, among the project's issues"
+# Loggers that warn of torchao's optional kernels wherever it is installed, whether or not a run uses it.
+CHATTER = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
+to_launcher: list[int] = []  # the pipe by which a process that `utils.launch` started hands over its last line
 
 
 class UserError(Exception):
@@ -20,32 +26,57 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run an entry point: a `UserError` becomes one line on stderr and exit status 2.
+def first_line(error: Exception) -> str:
+    """What an error of a library says, cut to a part of one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__
 
-    Of processes that `utils.launch` started together, one says what several have to say. `DEBUG=1`
-    shows the traceback as well.
+
+def run(main: Callable[[], None]) -> None:
+    """Run an entry point: whatever ends it is one line on stderr and an exit status.
+
+    Status 2 is a `UserError`, 130 or 143 a stop from outside, 1 anything else. `DEBUG=1` shows the traceback
+    as well. Of processes that a launcher started together, one says what several have to say.
     """
+    debug = os.environ.get("DEBUG") == "1"
+    if not debug:
+        for name in CHATTER:
+            logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        main()
-    except UserError as error:
-        if os.environ.get("DEBUG") == "1":
-            raise
-        say_once(f"error: {error}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        say_once("interrupted")
-        sys.exit(130)
+        with stop.listening():
+            main()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        status, line = explain(error)
+        if debug:
+            traceback.print_exc()
+        say_once(line)
+        sys.exit(status)
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Exit status of what ended a run, and the line to say of it."""
+    if stop.asked or isinstance(error, KeyboardInterrupt):  # a stop can surface as another error, of a worker say
+        return stop.status, stop.line()
+    if isinstance(error, UserError):
+        return 2, f"error: {error}"
+    if isinstance(error, MemoryError):
+        return 1, "error: the machine's memory is full; make less at once, or end what else runs"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if error.filename else ""
+        return 1, f"error: no space left{where}; free some, then the same command goes on"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return 1, f"error: unforeseen {what} ({os.path.basename(last.filename)}:{last.lineno}); {REPORT}"
 
 
 def say_once(line: str) -> None:
-    """Print a line to stderr, unless another of the processes started together printed the same one."""
-    said = os.environ.get(SAID)
-    if said is not None:
+    """Print a line to stderr, by way of the launcher where there is one: it prints the same line once."""
+    for pipe in to_launcher:
         try:
-            Path(said, sha256(line.encode()).hexdigest()).touch(exist_ok=False)
-        except FileExistsError:
+            os.write(pipe, f"{line}\n".encode())
             return
-        except OSError:  # the launcher is gone or the disk is full: rather twice than not at all
+        except OSError:  # the launcher is gone
             pass
     print(line, file=sys.stderr, flush=True)

@@ -1,71 +1,142 @@
 """Files that are either whole or absent: atomic writes, digests, folders checked before work."""
 
+import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.temporary import create_temporary, sweep
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
+NO_ROOM_REMEDY = "free some space or choose another folder"
+FULL_BELOW = 1 << 20  # bytes free; a failed write on such a disk failed for want of room
+# How libraries say that a write failed, when they do not raise an OSError: PyTorch's archives, Rust's std::io.
+WRITER_FAILED = re.compile(r"PytorchStreamWriter|unexpected pos|file write failed|\(os error (\d+)\)")
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes `path`'s place when the block succeeds.
 
-    A kill at any moment leaves either the old file or the new one. The temporary name starts
-    with a dot and ends in `path`'s suffix, so writers that look at the suffix still work.
+    A kill at any moment leaves either the old file or the new one. The temporary name is this process's
+    alone and ends in `path`'s suffix, so writers that look at the suffix still work. A link at `path` is
+    replaced, not followed.
+
+    Raises:
+        UserError: the file cannot be written; other errors of the block pass through.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = create_temporary(path)
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+        publish(temporary, path)
+    except Exception as error:
+        reason = write_fault(error, path, temporary)
+        if reason is None:
+            raise
+        raise UserError(f"cannot write {path}: {reason}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):  # what stopped the write may stop this too, and was already said
+                temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished temporary file its name, once its bytes are on the disk."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_fault(error: BaseException, path: Path, temporary: Path | None = None) -> str | None:
+    """Why `path` could not be written and what to do, in words; None where `error` is about something else.
+
+    Args:
+        temporary: the file that stood for `path` while it was written, where there was one already.
+    """
+    if isinstance(error, UserError):
+        return None
+    fault = _os_error(error)
+    if fault is not None:
+        named = fault.filename
+        elsewhere = temporary is not None and named is not None and str(named) not in (str(temporary), str(path))
+        if elsewhere and fault.errno not in NO_ROOM:
+            return None
+        for folder in path.parents:
+            if folder.is_file():
+                return f"{folder} is no folder; choose another folder"
+        return f"{fault.strerror or fault}; {_remedy(fault.errno)}"
+    said = WRITER_FAILED.search(str(error))
+    if said is None:
+        return None
+    code = int(said[1]) if said[1] else _likely_errno(path)
+    return f"{os.strerror(code)}; {_remedy(code)}"
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """The failed system call behind an error: itself, or what it was raised from or while handling."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, OSError):
+            return error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _likely_errno(path: Path) -> int:
+    free = shutil.disk_usage(path.parent).free
+    return errno.ENOSPC if free < FULL_BELOW else errno.EIO
+
+
+def _remedy(code: int | None) -> str:
+    if code in NO_ROOM:
+        return NO_ROOM_REMEDY
+    if code in NO_RIGHT:
+        return "choose a folder that you may write to"
+    return "choose another folder"
+
+
+def to_json(content: Any) -> str:
+    """Indented JSON of `content`. NaN and infinity, for which JSON has no words, become null."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented JSON, atomically."""
+    """Write `content` as `to_json` puts it, atomically."""
+    text = to_json(content)
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def sha256(path: str | Path) -> str:
     """Hex digest of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file) -> str:  # Python 3.10 has no hashlib.file_digest
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 22):
-        digest.update(chunk)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
     return digest.hexdigest()
-
-
-def sha256_once(path: Path, folder: Path | None) -> str:
-    """`sha256`, kept in `folder` for as long as the file's place, size and times stay what they are."""
-    if folder is None:
-        return sha256(path)
-    stat = path.stat()
-    name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
-    note = folder / hashlib.sha256(name.encode()).hexdigest()
-    if note.is_file() and len(digest := note.read_text()) == 64:
-        return digest
-    digest = sha256(path)
-    with suppress(OSError, UserError), atomic(note) as temporary:  # a help, no need
-        temporary.write_text(digest)
-    return digest
 
 
 def require_file(path: str | Path, what: str, remedy: str) -> Path:
@@ -77,18 +148,33 @@ def require_file(path: str | Path, what: str, remedy: str) -> Path:
 
 
 def require_writable(folder: str | Path, need_bytes: int = 0) -> Path:
-    """Create `folder` and prove that a file can be written there, with `need_bytes` to spare."""
+    """Create `folder`, prove that a file can be written there, and sweep what killed processes left in it.
+
+    Args:
+        need_bytes: free space to ask for; where it lacks, nothing is created.
+    """
     folder = Path(folder)
     try:
+        free = shutil.disk_usage(_existing(folder)).free
+        if free < need_bytes:
+            raise UserError(
+                f"output folder {folder} has {free / 1e6:.0f} MB free and about {need_bytes / 1e6:.0f} MB are "
+                "needed; free some space or choose another"
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe"):
-            pass
+        sweep(folder)
+        create_temporary(folder / "probe").unlink()
     except OSError as error:
-        raise UserError(f"output folder {folder} is not writable: {error.strerror}; choose another") from error
-    free = shutil.disk_usage(folder).free
-    if free < need_bytes:
-        raise UserError(
-            f"output folder {folder} has {free / 1e6:.0f} MB free and about {need_bytes / 1e6:.0f} MB are needed; "
-            "free some space or choose another"
-        )
+        reason = "it is a file" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise UserError(f"output folder {folder} is not writable: {reason}; choose another") from error
+    except ValueError as error:  # a zero byte in the name
+        raise UserError(f"output folder {str(folder)!r} is no name of a folder: {error}; choose another") from error
+    return folder
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that is there, or `folder` itself."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
     return folder

@@ -18,8 +18,11 @@ class Progress:
     """
 
     def __init__(self, videos: int, blocks: int, frames_per_block: int, quiet: bool = False) -> None:
-        self.videos, self.blocks, self.frames_per_block = videos, blocks, frames_per_block
-        self.quiet, self.bars = quiet, sys.stderr.isatty() and not quiet
+        self.videos = videos
+        self.blocks = blocks
+        self.frames_per_block = frames_per_block
+        self.quiet = quiet
+        self.bars = sys.stderr.isatty() and not quiet
         self.made = 0
         self.warned = False
         self.outer = tqdm(total=videos, desc="videos", unit="video", disable=not self.bars, position=0)
@@ -27,7 +30,11 @@ class Progress:
 
     def begin(self, name: str, at_once: int) -> None:
         """A batch of `at_once` videos starts; `name` is its first file."""
-        self.name, self.at_once, self.started, self.spoken, self.block = name, at_once, time.monotonic(), 0.0, 0
+        self.name = name
+        self.at_once = at_once
+        self.started = time.monotonic()
+        self.spoken = 0.0  # seconds after the start
+        self.block = 0
         self.dropped = 0
         self.inner = tqdm(total=self.blocks, desc=name, unit="block", disable=not self.bars, position=1, leave=False)
 
@@ -40,7 +47,7 @@ class Progress:
             self.say(
                 f"{self.name}: the memory is full (bank.capacity); it forgets frames from now on, {dropped[0]} first"
             )
-        elapsed = time.monotonic() - self.started
+        elapsed = max(time.monotonic() - self.started, 1e-6)  # a coarse clock may stand still
         rate = self.block * self.frames_per_block * self.at_once / elapsed
         status = f"{rate:.1f} frames/s, memory {memory_bytes / 1e6:.0f} MB"
         if retrieved:

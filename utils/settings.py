@@ -13,6 +13,7 @@ import dataclasses
 import inspect
 import math
 import sys
+import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from utils.errors import UserError, did_you_mean
+from utils.paths import read_path, written_path
 from utils.processes import rank
 
 T = TypeVar("T")
@@ -34,7 +36,15 @@ BOUNDS = {  # keyword of `setting` -> (test of a value against the bound, words 
 }
 
 
-def setting(default: Any, meaning: str, choices: Collection[str] = (), place: bool = False, **bounds: float) -> Any:
+def setting(
+    default: Any,
+    meaning: str,
+    choices: Collection[str] = (),
+    place: bool = False,
+    reads: bool = False,
+    writes: bool = False,
+    **bounds: float,
+) -> Any:
     """A field of a settings class.
 
     Args:
@@ -42,10 +52,13 @@ def setting(default: Any, meaning: str, choices: Collection[str] = (), place: bo
         meaning: one plain phrase, with the unit.
         choices: the words it may be; a table counts by its names.
         place: it says where, how fast or how much at once, not what is made: results that differ in it are the same.
+        reads: it names a file or folder that is read; see `utils.paths.read_path`.
+        writes: it names a file or folder that is written; see `utils.paths.written_path`.
         bounds: `at_least`, `above`, `at_most`, `below`; for a list, of each of its numbers.
     """
     assert bounds.keys() <= BOUNDS.keys(), bounds
     metadata = {"meaning": meaning, "choices": choices, "place": place, "bounds": bounds}
+    metadata |= {"reads": reads, "writes": writes}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     if isinstance(default, type):
@@ -60,6 +73,21 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _require_in_range(field, getattr(self, field.name), field.name)
+
+
+def combined(name: str, *parts: type[Settings]) -> type[Settings]:
+    """A settings class with the fields of several, of which those of one name must mean the same."""
+    found: dict[str, tuple[str, Any, dataclasses.Field]] = {}
+    for part in parts:
+        for field in dataclasses.fields(part):
+            if "meaning" not in field.metadata or field.name in found:
+                continue
+            metadata = {**field.metadata, "group": _group(part, field)}
+            copy = dataclasses.field(metadata=metadata, **_given_default(field))
+            found[field.name] = (field.name, field.type, copy)
+    made = dataclasses.make_dataclass(name, found.values(), bases=(Settings,), frozen=True, kw_only=True)
+    made.__module__ = sys._getframe(1).f_globals["__name__"]  # where it can be found by name, as pickle asks
+    return made
 
 
 def load_settings(
@@ -98,6 +126,10 @@ def load_settings(
                 settings = _guard(partial(OmegaConf.merge, settings, typed), "the command line", schema)
     values = _guard(partial(OmegaConf.to_container, settings, resolve=True), path or "the settings", schema)
     _require_ranges(schema, values)
+    found = OmegaConf.create()
+    for key, path_meant in _paths(schema, values):
+        OmegaConf.update(found, key, path_meant)
+    settings = OmegaConf.merge(settings, found)
     return _guard(partial(OmegaConf.to_object, settings), path or "the settings", schema)
 
 
@@ -138,8 +170,9 @@ def described(schema: type, prefix: str = "") -> list[Described]:
         if nested:
             found += described(nested, f"{prefix}{field.name}.")
             continue
-        group = (_owner(schema, field.name).__doc__ or "").strip().partition("\n")[0]
-        found.append(Described(group, prefix + field.name, _default(field), _meaning(field)))
+        if "meaning" not in field.metadata:
+            continue
+        found.append(Described(_group(schema, field), prefix + field.name, _default(field), _meaning(field)))
     return found
 
 
@@ -169,16 +202,25 @@ def places(schema: type, prefix: str = "") -> set[str]:
 
 
 def _nested(field: dataclasses.Field) -> type | None:
-    kind = field.default_factory if dataclasses.is_dataclass(field.default_factory) else field.type
-    return kind if dataclasses.is_dataclass(kind) else None
+    """The settings class that a field holds, if it holds one; also where it may be None instead."""
+    for kind in (field.default_factory, field.type, *typing.get_args(field.type)):
+        if dataclasses.is_dataclass(kind):
+            return kind
+    return None
 
 
-def _owner(schema: type, name: str) -> type:
-    """The class that defines a field, of those that `schema` inherits from."""
-    for base in schema.__mro__:
-        if name in inspect.get_annotations(base):
-            return base
-    raise AssertionError(name)
+def _group(schema: type, field: dataclasses.Field) -> str:
+    """The first words of the class that defines a field, of those that `schema` inherits from."""
+    if "group" in field.metadata:
+        return field.metadata["group"]
+    owner = next(base for base in schema.__mro__ if field.name in inspect.get_annotations(base))
+    return (owner.__doc__ or "").strip().partition("\n")[0]
+
+
+def _given_default(field: dataclasses.Field) -> dict[str, Any]:
+    if field.default_factory is not dataclasses.MISSING:
+        return {"default_factory": field.default_factory}
+    return {"default": field.default}
 
 
 def _default(field: dataclasses.Field) -> str:
@@ -209,6 +251,20 @@ def _require_ranges(schema: type, values: Mapping[str, Any], prefix: str = "") -
             _require_in_range(field, value, prefix + field.name)
 
 
+def _paths(schema: type, values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Dotted names of the settings that name files or folders, and the paths that are meant."""
+    for field in dataclasses.fields(schema):
+        value = values.get(field.name)
+        nested = _nested(field)
+        if nested and isinstance(value, Mapping):
+            yield from _paths(nested, value, f"{prefix}{field.name}.")
+        elif isinstance(value, str) and value and value != MISSING:
+            if field.metadata.get("reads"):
+                yield prefix + field.name, str(read_path(value)).replace("${", r"\${")
+            if field.metadata.get("writes"):
+                yield prefix + field.name, str(written_path(value)).replace("${", r"\${")
+
+
 def _require_in_range(field: dataclasses.Field, value: Any, name: str) -> None:
     if field.metadata.get("choices") and value is not None:
         require_choice(name, value, field.metadata["choices"])
@@ -226,7 +282,7 @@ def _require_in_range(field: dataclasses.Field, value: Any, name: str) -> None:
 
 def _read(path: str | Path) -> DictConfig:
     try:
-        tree = OmegaConf.load(path)
+        tree = OmegaConf.load(read_path(path))
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}; the shipped ones are in configs/") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,26 +1,25 @@
 """Weight files: read without running code, checked against what a model expects."""
 
-import ctypes
 import json
-import mmap
 import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from utils.complete import fault
-from utils.errors import UserError
+from utils.advice import advise, pages_within
+from utils.complete import is_safetensors, problem
+from utils.errors import UserError, first_line
 from utils.files import atomic, require_file
 
 DOWNLOAD = "'bash download.sh' gets the published files; see README.md, 'Weights'"
 INDEX = ".safetensors.index.json"
-MADV_DONTNEED = 4  # Linux
 
 
 def read_tensors(path: str | Path, what: str, remedy: str = DOWNLOAD) -> dict:
@@ -28,7 +27,7 @@ def read_tensors(path: str | Path, what: str, remedy: str = DOWNLOAD) -> dict:
 
     Args:
         path: `.safetensors`; an index `.safetensors.index.json` of several; a folder that holds either; or
-            a `.pt`/`.pth` pickle, which may hold tensors only.
+            a `.pt`/`.pth` pickle, which may hold tensors only. Content decides which it is, not the name.
         what: the config key or role of the file, for messages.
         remedy: what to do when it is missing.
 
@@ -39,15 +38,14 @@ def read_tensors(path: str | Path, what: str, remedy: str = DOWNLOAD) -> dict:
     if path.is_dir():
         path = _in_folder(path, what, remedy)
     path = require_file(path, what, remedy)
-    if wrong := fault(path):
+    if wrong := problem(path):
         raise UserError(f"{what} {path} {wrong}; delete it and get it again")
     if path.name.endswith(INDEX):
         return _read_shards(path, what, remedy)
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             return load_file(path)
-        # Files in PyTorch's format of before 2020 cannot be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = _read_pickle(path)
     except pickle.UnpicklingError as error:
         code = re.search(r"(?:GLOBAL|global:|class) ([\w.]+\.[\w.]+)", str(error))
         if code is None:
@@ -56,9 +54,9 @@ def read_tensors(path: str | Path, what: str, remedy: str = DOWNLOAD) -> dict:
             f"{what} {path} is refused: it holds more than tensors, and unpickling it would call {code[1]}, which "
             "could be any code; get it from its publisher or convert it to .safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # of many kinds: a damaged pickle names keys, types and places that are not there
         raise UserError(
-            f"{what} {path} ({path.stat().st_size:,} bytes) is truncated or no weight file ({_first_line(error)}); "
+            f"{what} {path} ({path.stat().st_size:,} bytes) is truncated or no weight file ({first_line(error)}); "
             "delete it and get it again"
         ) from error
     if not isinstance(content, Mapping):
@@ -66,10 +64,35 @@ def read_tensors(path: str | Path, what: str, remedy: str = DOWNLOAD) -> dict:
     return content
 
 
+def _read_pickle(path: Path) -> Any:
+    """The tensors of PyTorch's own format; nothing in the file is run."""
+    if path.suffix == ".safetensors":  # PyTorch would go by the name; an open file has none, and cannot be mapped
+        with open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    # Files in PyTorch's format of before 2020 cannot be mapped.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
 def save_tensors(path: str | Path, content: Any) -> None:
     """`torch.save`, atomically; equal content gives equal bytes, whatever the file's name."""
     with atomic(path) as temporary, open(temporary, "wb") as file:  # a path would end up inside the archive
         torch.save(content, file)
+
+
+def digest(values: np.ndarray | torch.Tensor) -> str:
+    """Hex digest of an array's type, shape and bytes; equal for a NumPy array and a tensor that are equal."""
+    if isinstance(values, torch.Tensor):
+        kind = str(values.dtype).removeprefix("torch.")
+        shape = tuple(values.shape)
+        flat = values.detach().cpu().contiguous().flatten()
+        content = flat.view(torch.uint8).numpy()
+    else:
+        kind = str(values.dtype)
+        shape = values.shape
+        content = np.ascontiguousarray(values)
+    hashed = blake2b(f"{kind} {list(shape)}".encode(), digest_size=16)
+    hashed.update(content.data)
+    return hashed.hexdigest()
 
 
 def check_fit(
@@ -94,10 +117,37 @@ def check_fit(
         faults = " and ".join(_some(keys, kind) for keys, kind in ((missing, "missing"), (foreign, "foreign")) if keys)
         raise UserError(f"{source} does not fit: {faults}; {cause}")
     for key, shape in expected.items():
-        if tuple(tensors[key].shape) != shape:
+        tensor = tensors[key]
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{source} does not fit: {key} is a {type(tensor).__name__} and no tensor; {cause}")
+        if tuple(tensor.shape) != shape:
             raise UserError(
-                f"{source} does not fit: {key} is {list(tensors[key].shape)} where the model has {list(shape)}; "
+                f"{source} does not fit: {key} is {list(tensor.shape)} where the model has {list(shape)}; "
                 "it belongs to a model of another size"
+            )
+        if not tensor.dtype.is_floating_point:
+            raise UserError(
+                f"{source} holds {key} as {str(tensor.dtype).removeprefix('torch.')}: it was made smaller by a "
+                "method that is not read here; get the file in bfloat16, float16 or float32"
+            )
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Refuse weights that are not numbers: with one of them every result is NaN.
+
+    Raises:
+        UserError: names the first tensor that holds NaN or infinity.
+    """
+    extremes = {}
+    for key, tensor in tensors.items():
+        if tensor.numel():
+            numbers = tensor.float() if tensor.itemsize == 1 else tensor  # FP8 has no order of its own
+            extremes[key] = torch.aminmax(numbers)  # NaN comes through; ten times quicker than to ask each number
+    for key, (low, high) in extremes.items():  # now that a GPU has all of them to work on
+        if not (low.isfinite() and high.isfinite()):
+            raise UserError(
+                f"{source} is refused: {key} holds NaN or infinity, with which every frame would be black; "
+                "get it again, or take an earlier checkpoint of that training"
             )
 
 
@@ -127,7 +177,9 @@ def fill(
         if id(tensors[key]) not in copies:
             copies[id(tensors[key])] = tensors[key].to(device=device, dtype=dtype, copy=True)
             _let_go(tensors[key], mappings)
-    model.load_state_dict({key: copies[id(tensors[key])] for key in expected}, assign=True)
+    weights = {key: copies[id(tensors[key])] for key in expected}
+    check_finite(weights, source)
+    model.load_state_dict(weights, assign=True)
     model.eval().requires_grad_(False)
 
 
@@ -142,8 +194,9 @@ def _in_folder(folder: Path, what: str, remedy: str) -> Path:
 
 
 def _read_shards(index: Path, what: str, remedy: str) -> dict[str, torch.Tensor]:
-    names = json.loads(index.read_text()).get("weight_map")
-    if not isinstance(names, dict):
+    tree = json.loads(index.read_bytes())
+    names = tree.get("weight_map") if isinstance(tree, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
         raise UserError(f"{what} {index} has no weight_map; delete it and get it again")
     tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(set(names.values())):
@@ -165,17 +218,11 @@ def _mapped_files() -> list[tuple[int, int]]:
 
 def _let_go(tensor: torch.Tensor, mappings: list[tuple[int, int]]) -> None:
     """Give back the whole pages of a mapped tensor; reading it again would read the file again."""
-    page = mmap.PAGESIZE
-    start = -(-tensor.data_ptr() // page) * page
-    end = (tensor.data_ptr() + tensor.nbytes) // page * page
-    if start < end and any(low <= start and end <= high for low, high in mappings):
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
+    start, end = pages_within(tensor)
+    if any(low <= start and end <= high for low, high in mappings):
+        advise((start, end), "MADV_DONTNEED")
 
 
 def _some(keys: list[str], kind: str) -> str:
     more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
     return f"{', '.join(keys[:2])}{more} {'is' if len(keys) == 1 else 'are'} {kind}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -1,4 +1,4 @@
-"""The causal transformer from disk: every published form of a generator checkpoint and of its LoRA."""
+"""The causal transformer from disk: every published form of a generator checkpoint."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,11 @@ from utils.tensors import check_fit, fill, read_tensors, shapes_of
 from wan.model import CausalWanModel
 from wan.params import WanParams, find_params
 
-WRAPPERS = r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\."  # what training adds to names
+WEIGHTS = ("generator", "model", "state_dict", "model_state_dict")  # what files keep their weights under
+EMA_WEIGHTS = ("generator_ema", "ema", "ema_state_dict", "model_ema")
+TRAINING = r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\."  # what training adds within names
+PREFIXES = r"^(?:module\.|model\.|generator\.|diffusion_model\.|transformer\.)+"  # and in front of them
+SCALED_FP8 = ("scaled_fp8", ".scale_weight", ".weight_scale")
 
 # diffusers' names in WanTransformer3DModel -> Wan's own (diffusers' convert_wan_transformer_to_diffusers, reversed)
 DIFFUSERS_NAMES = {
@@ -40,6 +44,7 @@ TELLTALES = {
     "pos_embedding.": "it is a text encoder",
     "decoder.": "it is an autoencoder",
 }
+FP8 = "it holds scaled FP8 weights; get the same model's file in bfloat16 or float16 in place of FP8"
 
 
 def load_generator(
@@ -70,13 +75,26 @@ def read_generator(
     Raises:
         UserError: the file is missing, unreadable or not such a transformer; says what it seems to be.
     """
-    path, source = Path(path), f"generator_ckpt {path}"
+    path = Path(path)
+    source = f"generator_ckpt {path}"
     tensors = generator_tensors(read_tensors(path, "generator_ckpt"), source, use_ema)
+    cause = likely_cause(tensors)
+    if "patch_embedding.weight" not in tensors:
+        raise UserError(
+            f"{source} does not fit: patch_embedding.weight is missing among its {len(tensors)} tensors; {cause}"
+        )
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     params = find_params(model_name, folder, found, source, own=path if path.is_dir() else None)
-    telltale = next((what for part, what in TELLTALES.items() if any(part in key for key in tensors)), None)
-    check_fit(shapes_of(meta_model(params)), tensors, source, *filter(None, [telltale]))
+    check_fit(shapes_of(meta_model(params)), tensors, source, cause)
     return params, tensors
+
+
+def likely_cause(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Why a file does not fit, as far as its names tell."""
+    for part, cause in TELLTALES.items():
+        if any(part in key for key in tensors):
+            return cause
+    return "is it the right file for this model?"
 
 
 def meta_model(params: WanParams) -> CausalWanModel:
@@ -86,91 +104,72 @@ def meta_model(params: WanParams) -> CausalWanModel:
 
 
 def generator_tensors(content: Mapping, source: str, use_ema: bool) -> dict[str, torch.Tensor]:
-    """A generator's tensors under Wan's own names.
+    """A generator's tensors under Wan's own names, whatever they are kept under and prefixed with.
 
-    Published `.pt` files wrap them as `generator`, `generator_ema` or `model`, with the prefix
-    `model.`, EMA ones also with `_fsdp_wrapped_module.`; Wan's `.safetensors` have bare names.
+    Published `.pt` files have them as `generator`, `generator_ema` or `model`, with the prefix `model.`,
+    EMA ones also with `_fsdp_wrapped_module.`; Wan's `.safetensors` have bare names.
+
+    Raises:
+        UserError: there are none, or not those that `use_ema` asks for.
     """
-    wrappers = [key for key in ("generator", "model", "generator_ema") if isinstance(content.get(key), Mapping)]
-    chosen = [key for key in wrappers if (key == "generator_ema") == use_ema]
-    if use_ema and not chosen:
-        raise UserError(
-            f"{source} has no EMA weights (it holds {', '.join(wrappers) or 'bare ones'}); set use_ema: false"
-        )
-    if wrappers and not chosen:
-        raise UserError(f"{source} holds only EMA weights; set use_ema: true")
-    if not wrappers and "generator_lora" in content:
-        raise UserError(f"{source} does not fit: {TELLTALES['lora_']}")
-    tensors = content[chosen[0]] if chosen else content
-    tensors = {re.sub(WRAPPERS, "", key).removeprefix("model."): value for key, value in tensors.items()}
-    return _from_diffusers(tensors) if "condition_embedder.time_proj.weight" in tensors else tensors
-
-
-def add_lora(model: CausalWanModel, path: str | Path, rank: int, alpha: float, merge: bool = True) -> None:
-    """Add a LoRA to every linear layer inside the transformer blocks; see `read_lora`.
-
-    Args:
-        alpha: as it was trained.
-        merge: fold it into the weights (no cost per forward) or keep it beside them.
-    """
-    tensors = read_lora(path, rank, model)
-    if merge:
-        for name in _block_linears(model):
-            weight = model.get_parameter(f"{name}.weight")
-            a, b = (tensors[f"{name}.lora_{part}.weight"].to(weight.device, torch.float32) for part in "AB")
-            weight.data = (weight.float() + (alpha / rank) * (b @ a)).to(weight.dtype)
-        return
-    from peft import LoraConfig, set_peft_model_state_dict  # slow to import, needed only here
-
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(_block_linears(model))))
-    set_peft_model_state_dict(model, tensors)
-    model.requires_grad_(False)
-    for name, weight in model.named_parameters():
-        if ".lora_" in name:
-            weight.data = weight.data.to(model.dtype)
-
-
-def read_lora(path: str | Path, rank: int, model: CausalWanModel) -> dict[str, torch.Tensor]:
-    """A LoRA's mapped tensors, `<linear>.lora_{A,B}.weight`, found to fit the linears of the model's blocks.
-
-    Args:
-        path: `{"generator_lora": state}`, the bare peft state, or the latter as `.safetensors`.
-        rank: as it was trained; the file's rank must agree.
-        model: may be on the meta device.
-    """
-    source, content = f"lora_ckpt {path}", read_tensors(path, "lora_ckpt")
-    tensors = {
-        re.sub(WRAPPERS, "", key).removeprefix("base_model.model.").replace(".default.", "."): value
-        for key, value in content.get("generator_lora", content).items()
-    }
-    ranks = sorted({value.shape[0] for key, value in tensors.items() if key.endswith("lora_A.weight")})
-    if not ranks:
-        raise UserError(f"{source} has no LoRA weights; a generator's own weights belong in generator_ckpt")
-    if ranks != [rank]:
-        raise UserError(
-            f"{source} has rank {', '.join(map(str, ranks))} where adapter.rank is {rank}; "
-            f"set adapter.rank: {ranks[0]}, and adapter.alpha as it was trained"
-        )
-    expected = {}
-    for name, (outputs, inputs) in _block_linears(model).items():
-        expected[f"{name}.lora_A.weight"], expected[f"{name}.lora_B.weight"] = (rank, inputs), (outputs, rank)
-    check_fit(expected, tensors, source)
+    held = chosen_weights(content, source, use_ema)
+    tensors = {}
+    for key, value in held.items():
+        if not isinstance(value, torch.Tensor):
+            continue  # a step, a version, None
+        name = clean_name(str(key))
+        if name in tensors:
+            raise UserError(f"{source} holds {name} twice, once as {key}; name a file of one model's weights")
+        tensors[name] = value
+    if not tensors:
+        raise UserError(f"{source} holds no tensors but {_contents(content)}; name a file of weights")
+    if any(part in key for key in tensors for part in SCALED_FP8):
+        raise UserError(f"{source} does not fit: {FP8}")
+    if "condition_embedder.time_proj.weight" in tensors:
+        return _from_diffusers(tensors)
     return tensors
 
 
-def _block_linears(model: CausalWanModel) -> dict[str, tuple[int, int]]:
-    """Name -> (outputs, inputs) of every linear layer inside the blocks."""
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if name.startswith("blocks.") and isinstance(module, torch.nn.Linear)
-    }
+def chosen_weights(content: Mapping, source: str, use_ema: bool) -> Mapping:
+    """The dictionary of weights inside a file's content, which may itself be it."""
+    plain = [key for key in WEIGHTS if isinstance(content.get(key), Mapping)]
+    ema = [key for key in EMA_WEIGHTS if isinstance(content.get(key), Mapping)]
+    if use_ema and not ema:
+        held = ", ".join(plain) or "bare ones"
+        raise UserError(f"{source} has no EMA weights (it holds {held}); set use_ema: false")
+    if ema and not plain and not use_ema:
+        raise UserError(f"{source} holds only EMA weights; set use_ema: true")
+    if use_ema:
+        return content[ema[0]]
+    if plain:
+        inner = content[plain[0]]
+        # A trainer's state may hold the weights one level deeper, as state_dict: {generator: ...}.
+        if any(isinstance(inner.get(key), Mapping) for key in (*WEIGHTS, *EMA_WEIGHTS)):
+            return chosen_weights(inner, source, use_ema)
+        return inner
+    if "generator_lora" in content:
+        raise UserError(f"{source} does not fit: {TELLTALES['lora_']}")
+    return content
+
+
+def clean_name(key: str) -> str:
+    """A weight's name without what training and other programs put into it and in front of it."""
+    return re.sub(PREFIXES, "", re.sub(TRAINING, "", key))
+
+
+def _contents(content: Mapping) -> str:
+    if not content:
+        return "nothing"
+    names = [str(key)[:40] for key in list(content)[:3]]
+    return ", ".join(names) + (" and more" if len(content) > len(names) else "")
 
 
 def _from_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    renamed = {}
-    for key, value in tensors.items():
-        for theirs, ours in DIFFUSERS_NAMES.items():
-            key = re.sub(theirs, ours, key)
-        renamed[key] = value
-    return renamed
+    return {wan_name(key): value for key, value in tensors.items()}
+
+
+def wan_name(key: str) -> str:
+    """Wan's name for a weight that has diffusers'."""
+    for theirs, ours in DIFFUSERS_NAMES.items():
+        key = re.sub(theirs, ours, key)
+    return key

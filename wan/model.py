@@ -1,11 +1,11 @@
-"""The Wan2.1 diffusion transformer, run causally: one forward denoises a block of latent frames in its context.
+"""The Wan diffusion transformer, run causally: one forward denoises a block of latent frames in its context.
 
 The model holds weights only. What a block attends to beside itself is the business of the
 `Context` it is called with; names of modules are those of every published checkpoint.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -20,18 +20,22 @@ from wan.params import WanParams
 TextKV = Sequence[tuple[torch.Tensor, torch.Tensor]]  # per layer: k and v, [B, text_len, heads, head_dim]
 
 
+class Attended(NamedTuple):
+    """What one layer's self-attention works on: rotated queries and keys, and values, each [B, T, heads, head_dim].
+
+    Blocks may be folded into the batch as long as reshaping restores the order of q.
+    """
+
+    q: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
 class Context(Protocol):
     """Assembles what the self-attention of each layer sees."""
 
-    def join(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Take a layer's unrotated q, k, v [B, T, heads, head_dim] of this forward.
-
-        Returns:
-            q rotated to its positions, and the rotated keys and the values to attend to. Blocks
-            may be folded into the batch as long as reshaping restores the order of q.
-        """
+    def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
+        """Take in a layer's unrotated q, k, v [B, T, heads, head_dim] of this forward; give what it attends to."""
 
 
 class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -43,17 +47,17 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     @register_to_config
     def __init__(
         self,
-        dim: int = 1536,
-        ffn_dim: int = 8960,
-        num_heads: int = 12,
-        num_layers: int = 30,
-        freq_dim: int = 256,
-        text_dim: int = 4096,
-        text_len: int = 512,
-        in_dim: int = 16,
-        out_dim: int = 16,
-        patch_size: tuple[int, int, int] = (1, 2, 2),
-        eps: float = 1e-6,
+        dim: int = WanParams.dim,
+        ffn_dim: int = WanParams.ffn_dim,
+        num_heads: int = WanParams.num_heads,
+        num_layers: int = WanParams.num_layers,
+        freq_dim: int = WanParams.freq_dim,
+        text_dim: int = WanParams.text_dim,
+        text_len: int = WanParams.text_len,
+        in_dim: int = WanParams.in_dim,
+        out_dim: int = WanParams.out_dim,
+        patch_size: tuple[int, int, int] = WanParams.patch_size,
+        eps: float = WanParams.eps,
     ) -> None:
         super().__init__()
         self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=patch_size, stride=patch_size)
@@ -136,9 +140,14 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
-        self.num_heads, self.backend = num_heads, NATIVE
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)
+        self.num_heads = num_heads
+        self.backend = NATIVE
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = nn.RMSNorm(dim, eps)
+        self.norm_k = nn.RMSNorm(dim, eps)
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         return rearrange(x, "b t (n d) -> b t n d", n=self.num_heads)
@@ -146,8 +155,11 @@ class Attention(nn.Module):
 
 class SelfAttention(Attention):
     def forward(self, x: torch.Tensor, context: Context, layer: int) -> torch.Tensor:
-        q, k, v = self.heads(self.norm_q(self.q(x))), self.heads(self.norm_k(self.k(x))), self.heads(self.v(x))
-        return self.o(attention(*context.join(layer, q, k, v), self.backend).reshape(x.shape))
+        q = self.heads(self.norm_q(self.q(x)))
+        k = self.heads(self.norm_k(self.k(x)))
+        v = self.heads(self.v(x))
+        q, keys, values = context.update(layer, q, k, v)
+        return self.o(attention(q, keys, values, self.backend).reshape(x.shape))
 
 
 class CrossAttention(Attention):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import ftfy
 import torch
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.tensors import DOWNLOAD, check_fit, fill, read_tensors, shapes_of
+from wan.params import read_config
 
 ORIGINAL_FILES = ("models_t5_umt5-xxl-enc-bf16.pth", "models_t5_umt5-xxl-enc-bf16.safetensors")
 TOKENIZER_FOLDERS = ("tokenizer", "google/umt5-xxl")
@@ -29,16 +30,25 @@ BLOCK_NAMES = {
 
 def find_text_encoder(folder: Path) -> tuple[Path, Path]:
     """(encoder, tokenizer) inside a model folder: transformers' `text_encoder/`, else Wan's original file."""
-    encoders = [folder / "text_encoder" / "config.json", *(folder / name for name in ORIGINAL_FILES)]
-    encoder = next((path for path in encoders if path.is_file()), None)
-    if encoder is None:
-        raise UserError(
-            f"no text encoder in {folder}: none of text_encoder/, {', '.join(ORIGINAL_FILES)} is there; {DOWNLOAD}"
-        )
-    tokenizer = next((folder / name for name in TOKENIZER_FOLDERS if (folder / name).is_dir()), None)
-    if tokenizer is None:
-        raise UserError(f"no tokenizer in {folder}: none of {', '.join(TOKENIZER_FOLDERS)} is there; {DOWNLOAD}")
-    return (encoder.parent if encoder.name == "config.json" else encoder), tokenizer
+    return _find_encoder(folder), _find_tokenizer(folder)
+
+
+def _find_encoder(folder: Path) -> Path:
+    if (folder / "text_encoder" / "config.json").is_file():
+        return folder / "text_encoder"
+    for name in ORIGINAL_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"no text encoder in {folder}: none of text_encoder/, {', '.join(ORIGINAL_FILES)} is there; {DOWNLOAD}"
+    )
+
+
+def _find_tokenizer(folder: Path) -> Path:
+    for name in TOKENIZER_FOLDERS:
+        if (folder / name).is_dir():
+            return folder / name
+    raise UserError(f"no tokenizer in {folder}: none of {', '.join(TOKENIZER_FOLDERS)} is there; {DOWNLOAD}")
 
 
 class TextEncoder:
@@ -59,8 +69,13 @@ class TextEncoder:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.text_len = text_len
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        self.tokenizer = load_tokenizer(tokenizer)
         self.model = load_umt5(encoder, device, dtype)
+        if len(self.tokenizer) > self.model.config.vocab_size:
+            raise UserError(
+                f"tokenizer {tokenizer} has {len(self.tokenizer)} words where text encoder {encoder} knows "
+                f"{self.model.config.vocab_size}; they belong to different models: get both again"
+            )
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -76,6 +91,26 @@ class TextEncoder:
         return x * tokens.attention_mask.unsqueeze(-1).to(x)
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, found to work.
+
+    Raises:
+        UserError: a file of it is missing or broken.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(["a"], padding="max_length", truncation=True, max_length=2)
+    except Exception as error:  # of many kinds: what the readers of its files say to a broken one
+        raise UserError(f"tokenizer {folder} cannot be read ({first_line(error)}); {DOWNLOAD}") from error
+    return tokenizer
+
+
+def tokens_cut(tokenizer: PreTrainedTokenizerBase, prompt: str, text_len: int) -> int:
+    """How many of a prompt's last tokens do not fit into `text_len`, the mark of its end included."""
+    tokens = tokenizer(clean(prompt), verbose=False).input_ids
+    return max(len(tokens) - text_len, 0)
+
+
 def clean(prompt: str) -> str:
     """Mend encoding errors, resolve HTML entities (twice, as some are escaped twice), fold whitespace."""
     prompt = html.unescape(html.unescape(ftfy.fix_text(prompt)))
@@ -85,7 +120,7 @@ def clean(prompt: str) -> str:
 def load_umt5(path: Path, device: torch.device | str, dtype: torch.dtype) -> UMT5EncoderModel:
     """A frozen UMT5 encoder; see `read_umt5`."""
     config, tensors = read_umt5(path)
-    model = _meta_umt5(config)
+    model = _meta_umt5(config, f"text encoder {path}")
     fill(model, tensors, f"text encoder {path}", device, dtype)
     return model
 
@@ -96,23 +131,39 @@ def read_umt5(path: Path) -> tuple[UMT5Config, dict[str, torch.Tensor]]:
     Args:
         path: a transformers folder, or Wan's original file.
     """
+    source = f"text encoder {path}"
     tensors = dict(read_tensors(path, "text encoder"))
     if path.is_dir():
-        config = UMT5Config.from_pretrained(path, local_files_only=True)
+        config = _config_in(path)
         shared = tensors.get("shared.weight", tensors.get("encoder.embed_tokens.weight"))
         if shared is not None:  # one tensor of two names, of which a file may hold either
-            tensors["shared.weight"] = tensors["encoder.embed_tokens.weight"] = shared
+            tensors["shared.weight"] = shared
+            tensors["encoder.embed_tokens.weight"] = shared
     else:
-        if "token_embedding.weight" not in tensors:
-            raise UserError(f"text encoder {path} holds no UMT5 encoder; delete it and get it again")
-        config, tensors = umt5_config(tensors), umt5_tensors(tensors)
-    check_fit(shapes_of(_meta_umt5(config)), tensors, f"text encoder {path}")
+        try:
+            config = umt5_config(tensors)
+        except (KeyError, ValueError, IndexError, AttributeError) as error:
+            raise UserError(f"{source} holds no UMT5 encoder; delete it and get it again") from error
+        tensors = umt5_tensors(tensors)
+    check_fit(shapes_of(_meta_umt5(config, source)), tensors, source)
     return config, tensors
 
 
-def _meta_umt5(config: UMT5Config) -> UMT5EncoderModel:
-    with torch.device("meta"):
-        return UMT5EncoderModel(config)
+def _config_in(folder: Path) -> UMT5Config:
+    try:
+        return UMT5Config.from_dict(read_config(folder))
+    except UserError:
+        raise
+    except Exception as error:  # whatever transformers says to a value that cannot be
+        raise UserError(f"{folder / 'config.json'} describes no UMT5 encoder ({first_line(error)})") from error
+
+
+def _meta_umt5(config: UMT5Config, source: str) -> UMT5EncoderModel:
+    try:
+        with torch.device("meta"):
+            return UMT5EncoderModel(config)
+    except Exception as error:  # whatever layers say to sizes that cannot be
+        raise UserError(f"{source} describes no UMT5 encoder ({first_line(error)}); get it again") from error
 
 
 def umt5_config(original: dict[str, torch.Tensor]) -> UMT5Config:
@@ -138,11 +189,21 @@ def umt5_tensors(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     tensors = {}
     for key, value in original.items():
         if key == "token_embedding.weight":
-            tensors["shared.weight"] = tensors["encoder.embed_tokens.weight"] = value
+            tensors["shared.weight"] = value
+            tensors["encoder.embed_tokens.weight"] = value
         elif key == "norm.weight":
             tensors["encoder.final_layer_norm.weight"] = value
         else:
-            _, block, name = key.split(".", 2)
-            ours = next((part for part in BLOCK_NAMES if name.startswith(part)), None)
-            tensors[f"encoder.block.{block}.{name.replace(ours, BLOCK_NAMES[ours], 1)}" if ours else key] = value
+            tensors[_umt5_name(key)] = value
     return tensors
+
+
+def _umt5_name(key: str) -> str:
+    """transformers' name for a weight of a block; a foreign key stays as it is."""
+    parts = key.split(".", 2)
+    if len(parts) == 3 and parts[0] == "blocks":
+        _, block, name = parts
+        for theirs, ours in BLOCK_NAMES.items():
+            if name.startswith(theirs):
+                return f"encoder.block.{block}.{name.replace(theirs, ours, 1)}"
+    return key

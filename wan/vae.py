@@ -1,17 +1,19 @@
-"""The Wan video autoencoder (diffusers' AutoencoderKLWan): loading, encoding, and decoding as a stream."""
+"""The Wan video autoencoder (diffusers' AutoencoderKLWan): loading, and encoding and decoding as streams."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from einops import rearrange
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.tensors import DOWNLOAD, check_fit, fill, read_tensors, shapes_of
+from wan.params import latent_format, read_config
+from wan.vae_names import config_from_shapes, to_diffusers
 
-ORIGINAL_FILES = ("Wan2.1_VAE.pth", "Wan2.1_VAE.safetensors")
+ORIGINAL_FILES = ("Wan2.1_VAE.pth", "Wan2.1_VAE.safetensors", "Wan2.2_VAE.pth", "Wan2.2_VAE.safetensors")
 
 
 def find_vae(folder: Path) -> Path:
@@ -31,7 +33,7 @@ def load_vae(
 ) -> AutoencoderKLWan:
     """A frozen AutoencoderKLWan; see `read_vae`."""
     config, tensors = read_vae(path)
-    vae = _meta_vae(config)
+    vae = _meta_vae(config, f"VAE {path}")
     fill(vae, tensors, f"VAE {path}", device, dtype)
     return vae
 
@@ -40,40 +42,80 @@ def read_vae(path: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     """diffusers' configuration and the mapped tensors under its names, found to fit each other.
 
     Args:
-        path: a diffusers folder, or one file with Wan's or with diffusers' names.
+        path: a diffusers folder, or one file of Wan2.1's or Wan2.2's VAE with Wan's or with diffusers' names.
+
+    Raises:
+        UserError: it is missing, unreadable or no such autoencoder.
     """
-    path = Path(path)
-    tensors = dict(read_tensors(path, "VAE"))
-    if path.is_dir():
-        config = dict(AutoencoderKLWan.load_config(path))
-    else:
-        if "encoder.conv1.weight" in tensors:
-            tensors = convert_wan_vae_to_diffusers(tensors)
-        if "encoder.conv_in.weight" not in tensors:
-            raise UserError(f"VAE {path} holds no Wan VAE; delete it and get it again")
-        config = {"base_dim": tensors["encoder.conv_in.weight"].shape[0]}
-    check_fit(shapes_of(_meta_vae(config)), tensors, f"VAE {path}")
+    path, source = Path(path), f"VAE {path}"
+    tensors = to_diffusers(read_tensors(path, "VAE"))
+    config = read_config(path) if path.is_dir() else config_from_shapes(tensors, source)
+    check_fit(shapes_of(_meta_vae(config, source)), tensors, source)
     return config, tensors
 
 
-def _meta_vae(config: dict) -> AutoencoderKLWan:
-    with torch.device("meta"):
-        return AutoencoderKLWan.from_config(config)
+def _meta_vae(config: Mapping, source: str) -> AutoencoderKLWan:
+    try:
+        with torch.device("meta"):
+            vae = AutoencoderKLWan.from_config(dict(config))
+        latent_format(vae.config)
+        for name in ("latents_mean", "latents_std"):
+            if len(vae.config[name]) != vae.config["z_dim"]:
+                raise ValueError(f"{name} has {len(vae.config[name])} numbers")
+    except Exception as error:  # whatever layers say to sizes that cannot be
+        raise UserError(f"{source}: its config.json describes no VAE ({first_line(error)}); get it again") from error
+    return vae
 
 
 def normalisation(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
     """Per-channel mean and std of the latents, each [C, 1, 1, 1] on the VAE's device."""
-    make = lambda values: torch.tensor(values, device=vae.device, dtype=torch.float32).view(-1, 1, 1, 1)  # noqa: E731
-    return make(vae.config.latents_mean), make(vae.config.latents_std)
+    mean = torch.tensor(vae.config.latents_mean, device=vae.device, dtype=torch.float32)
+    std = torch.tensor(vae.config.latents_std, device=vae.device, dtype=torch.float32)
+    return mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
 
 
-@torch.inference_mode()
 def encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
-    """Video [B, T, 3, H, W] in [-1, 1] with T = 1 + 4 * (F - 1) to normalised latents [B, F, C, H / 8, W / 8]."""
-    mean, std = normalisation(vae)
-    x = rearrange(video.to(vae.device, vae.dtype), "b t c h w -> b c t h w")
-    z = (vae.encode(x).latent_dist.mode().float() - mean) / std
-    return rearrange(z, "b c f h w -> b f c h w")
+    """A whole video [B, T, 3, H, W] in [-1, 1] to normalised latents [B, F, C, h, w]; see `StreamingEncoder`."""
+    return StreamingEncoder(vae)(video)
+
+
+class StreamingEncoder:
+    """Encodes one video's frames as they come; equal to encoding all at once, at constant memory.
+
+    The first frame makes a latent frame alone, later ones make one together, four with Wan. Frames that
+    do not fill a latent frame yet wait for the next call.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self.vae = vae
+        self.format = latent_format(vae.config)
+        self.past: list = [None] * vae._cached_conv_counts["encoder"]
+        self.next_chunk = 1
+        self.waiting: torch.Tensor | None = None  # [B, C, t, H, W], as the encoder takes them
+
+    @torch.inference_mode()
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        """The next frames [B, T, 3, H, W] in [-1, 1] to the normalised latents [B, F, C, h, w] that they complete."""
+        x = rearrange(frames.to(self.vae.device, self.vae.dtype), "b t c h w -> b c t h w")
+        channels, height, width = self.format.shape(x.shape[3], x.shape[4])
+        if self.vae.config.patch_size is not None:
+            x = patchify(x, self.vae.config.patch_size)
+        if self.waiting is not None:
+            x = torch.cat([self.waiting, x], dim=2)
+        latents = [torch.empty(len(x), channels, 0, height, width, device=x.device)]
+        while x.shape[2] >= self.next_chunk:
+            latents.append(self._encode(x[:, :, : self.next_chunk]))
+            x = x[:, :, self.next_chunk :]
+            self.next_chunk = self.format.temporal
+        self.waiting = x.clone()  # not a view that would keep all frames
+        return rearrange(torch.cat(latents, dim=2), "b c f h w -> b f c h w")
+
+    def _encode(self, chunk: torch.Tensor) -> torch.Tensor:
+        """One latent frame's frames [B, C, t, H, W] to [B, C, 1, h, w]."""
+        moments = self.vae.quant_conv(self.vae.encoder(chunk, feat_cache=self.past, feat_idx=[0]))
+        z, _ = moments.chunk(2, dim=1)  # the mean, and the logarithm of the variance
+        mean, std = normalisation(self.vae)
+        return (z.float() - mean) / std
 
 
 class StreamingDecoder:
@@ -90,9 +132,9 @@ class StreamingDecoder:
 
     @torch.inference_mode()
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        """The next normalised latents [B, F, C, H, W] to frames [B, T, 3, 8 H, 8 W] in [-1, 1].
+        """The next normalised latents [B, F, C, h, w] to frames [B, T, 3, H, W] in [-1, 1].
 
-        T is 4 F, but for the video's first latent frame, which gives one frame.
+        With Wan T = 4 F; a video's first latent frame yields 1 frame instead of 4.
         """
         mean, std = normalisation(self.vae)
         z = rearrange(latents.to(mean.device, torch.float32), "b f c h w -> b c f h w") * std + mean
@@ -103,5 +145,5 @@ class StreamingDecoder:
             self.first = False
         video = torch.cat(frames, dim=2)
         if self.vae.config.patch_size is not None:
-            video = unpatchify(video, patch_size=self.vae.config.patch_size)
+            video = unpatchify(video, self.vae.config.patch_size)
         return rearrange(video.clamp(-1, 1), "b c t h w -> b t c h w")

@@ -1,0 +1,1 @@
+"""Methods, compared over the videos that all of them have."""

@@ -1,0 +1,129 @@
+"""What VBench-Long found: its result files, and the paper's table of them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.compare.statistics import average_ranks
+from evaluation.vbench.export import DIMENSIONS, read_json
+from utils.errors import UserError
+from utils.table import align
+
+LONG_RANGE = DIMENSIONS[:2]  # fused from a score within clips and one between clips
+PUBLISHED = Path(__file__).parent / "published.json"
+
+Scores = dict[str, float | None]  # dimension -> percent, None where it was not run
+
+
+@dataclass(frozen=True)
+class VideoScore:
+    """A video's score in one of the long-range dimensions, and the two it is fused from."""
+
+    within_clips: float
+    between_clips: float
+    fused: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What VBench-Long found in one dimension; `videos` is empty where it has no long range."""
+
+    score: float
+    videos: list[VideoScore]
+
+
+def read_scores(folder: Path) -> Scores:
+    """Scores in percent from all `*_eval_results.json` in a folder (or one such file), newest first.
+
+    A dimension that was not run is None, never 0.
+    """
+    scores: Scores = dict.fromkeys(DIMENSIONS)
+    for path, results in read_results(folder):
+        for dimension, result in results.items():
+            if dimension not in scores:
+                continue  # the paper has no such dimension
+            if scores[dimension] is not None:
+                continue  # from a newer file
+            if not 0 <= result.score <= 1:
+                raise UserError(f"{path}: {dimension} is {result.score}, not between 0 and 1; is it of another VBench?")
+            scores[dimension] = 100.0 * result.score
+    return scores
+
+
+def warnings(folder: Path) -> list[str]:
+    """What is wrong with a result although VBench wrote it."""
+    found = []
+    for path, results in read_results(folder):
+        for dimension in LONG_RANGE:
+            if dimension not in results or not results[dimension].videos:
+                continue
+            videos = results[dimension].videos
+            lost = [video for video in videos if video.between_clips == 0]
+            unfused = [video for video in videos if video.fused == video.within_clips]
+            if lost:
+                found.append(
+                    f"{path.name}: {dimension} found no long-range score of {len(lost)} of {len(videos)} videos"
+                )
+            elif len(unfused) == len(videos):
+                found.append(f"{path.name}: {dimension} was run without --dev_flag, its long-range half counts 0")
+    return found
+
+
+def table(scores: Mapping[str, Scores]) -> str:
+    """The paper's table; average ranks are over the dimensions that every row has, and say how many those are."""
+    ranks, used = average_ranks(scores, dict.fromkeys(DIMENSIONS, 1))
+    heads = [name.replace("_", " ") for name in DIMENSIONS]
+    rows = [["", *heads, "average rank"]]
+    for method, row in scores.items():
+        cells = []
+        for name in DIMENSIONS:
+            value = row.get(name)
+            cells.append("-" if value is None else f"{value:.2f}")
+        rank = "-"
+        if used and len(scores) > 1:
+            rank = f"{ranks[method]:.2f}"
+            if len(used) < len(DIMENSIONS):
+                rank += f" (of {len(used)})"
+        rows.append([method, *cells, rank])
+    return align(rows)
+
+
+def published_scores(backbone: str) -> dict[str, Scores]:
+    """The paper's 60 s numbers of one backbone: method -> dimension -> percent."""
+    published = json.loads(PUBLISHED.read_text())
+    scores = {}
+    for method, row in published["seconds_60"][backbone].items():
+        scores[method] = dict(zip(published["dimensions"], row, strict=True))
+    return scores
+
+
+def read_results(folder: Path) -> list[tuple[Path, dict[str, Result]]]:
+    """Result files of a folder (or one such file) with their content by dimension, newest first.
+
+    Raises:
+        UserError: a file is damaged; an older one in its place would be a wrong score.
+    """
+    files = [folder] if folder.is_file() else list(folder.rglob("*_eval_results.json"))
+    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    read = []
+    for path in files:
+        content = read_json(path)
+        try:
+            results = {dimension: parse_result(one) for dimension, one in content.items()}
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is broken; delete it and run VBench again") from error
+        read.append((path, results))
+    return read
+
+
+def parse_result(content: Any) -> Result:
+    """What VBench-Long writes of one dimension: `[score, [{...} of each video]]`."""
+    videos = []
+    details = content[1] if len(content) > 1 else []
+    for video in details:
+        if isinstance(video, dict) and "clip2clip_score" in video:
+            fields = (video["inclip_score"], video["clip2clip_score"], video["video_results"])
+            videos.append(VideoScore(*map(float, fields)))
+    return Result(float(content[0]), videos)

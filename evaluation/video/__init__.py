@@ -1,0 +1,1 @@
+"""One video, measured as it is read."""

@@ -1,0 +1,89 @@
+"""The decoders that a run can use, by name: where their weights lie, what latents they take, what decoding holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from pipeline.config import WeightSettings
+from utils.tensors import DOWNLOAD
+from wan.params import LatentFormat, latent_format
+from wan.taehv import REMEDY, TAEHV, load_taehv, read_taehv
+from wan.vae import find_vae, load_vae, read_vae
+
+VAE = AutoencoderKLWan | TAEHV
+
+
+@dataclass(frozen=True)
+class Read:
+    """A look at a decoder's file.
+
+    Attributes:
+        format: of the latents that it takes.
+        tensors: mapped, by name.
+        maps: feature maps of full size that decoding one latent frame holds at a time, about.
+        channels: of each of them.
+        patch: pixels along each side that one place of such a map stands for.
+    """
+
+    format: LatentFormat
+    tensors: Mapping[str, torch.Tensor]
+    maps: int
+    channels: int
+    patch: int
+
+    def working_bytes(self, batch: int, height: int, width: int, itemsize: int) -> int:
+        """About what decoding one latent frame holds beside the weights."""
+        places = (height // self.patch) * (width // self.patch) * self.format.temporal
+        return self.maps * batch * self.channels * places * itemsize
+
+
+class Autoencoder(Protocol):
+    role: str  # in messages and records
+    remedy: str  # where the file is missing
+
+    def find(self, settings: WeightSettings, folder: Path) -> Path:
+        """The file or folder of its weights."""
+
+    def read(self, path: Path) -> Read: ...
+
+    def load(self, path: Path, device: torch.device, dtype: torch.dtype) -> VAE: ...
+
+
+class Full:
+    """Wan's own video autoencoder, from the model folder."""
+
+    role, remedy = "VAE", DOWNLOAD
+
+    def find(self, settings: WeightSettings, folder: Path) -> Path:
+        return find_vae(folder)
+
+    def read(self, path: Path) -> Read:
+        config, tensors = read_vae(path)
+        channels = config.get("decoder_base_dim") or config.get("base_dim", 96)
+        return Read(latent_format(config), tensors, 12, channels, config.get("patch_size") or 1)
+
+    def load(self, path: Path, device: torch.device, dtype: torch.dtype) -> VAE:
+        return load_vae(path, device, dtype)
+
+
+class Tiny:
+    """A small decoder of the TAEHV family, from a file of its own."""
+
+    role, remedy = "tiny_vae_ckpt", REMEDY
+
+    def find(self, settings: WeightSettings, folder: Path) -> Path:
+        return Path(settings.tiny_vae_ckpt)
+
+    def read(self, path: Path) -> Read:
+        vae, tensors = read_taehv(path)
+        return Read(vae.format, tensors, 3, vae.widths[-1], vae.patch_size)
+
+    def load(self, path: Path, device: torch.device, dtype: torch.dtype) -> VAE:
+        return load_taehv(path, device, dtype)
+
+
+AUTOENCODERS: dict[str, Autoencoder] = {"full": Full(), "tiny": Tiny()}

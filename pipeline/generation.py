@@ -1,0 +1,135 @@
+"""One generation: a batch of videos in the making, block by block.
+
+A block is sampled or given: `step` plans a block, denoises it in its context and commits it; `give`
+commits latents that come from elsewhere. The keys and values that later blocks read follow from a
+block's latents and its context alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from pipeline.bank.bank import TransferStats
+from pipeline.context import ContextPlan, ContextPolicy
+from pipeline.kv_cache import Cache
+from pipeline.noise import NoiseSource
+from pipeline.retrieval import Index, Selection
+from pipeline.sampler import Sampler
+from wan.model import CausalWanModel, TextKV
+
+
+@dataclass(frozen=True)
+class LatentBlock:
+    """A finished block.
+
+    Attributes:
+        latents: [B, F, C, H, W]
+        plan: what it attended to.
+        selection: what was retrieved for it; None where nothing could be.
+        tier_bytes: what the frames outside the window take, by tier.
+        transfers: what moved into, out of and between tiers for this block, and the frames that a bounded bank forgot.
+    """
+
+    latents: torch.Tensor
+    plan: ContextPlan
+    selection: Selection | None
+    tier_bytes: Mapping[str, int]
+    transfers: TransferStats
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.tier_bytes.values())
+
+
+@dataclass
+class Generation:
+    """All that lives as long as one batch in the making.
+
+    Attributes:
+        policy: what each block attends to.
+        cache, index: keys and values, and descriptors, of this batch alone; no index, no retrieval.
+        text: keys and values of the prompts.
+        shape: of a block, [B, F, C, H, W].
+        context_noise: timestep of the forward that leaves a finished block's keys and values.
+        frames: length of the video in latent frames; after the last one nothing is retrieved. None: no end is known.
+        start: first frame of the block to come.
+        selection: what was retrieved for it.
+    """
+
+    model: CausalWanModel
+    policy: ContextPolicy
+    cache: Cache
+    index: Index | None
+    sampler: Sampler
+    noise: NoiseSource
+    text: TextKV
+    shape: tuple[int, int, int, int, int]
+    device: torch.device
+    context_noise: float = 0.0
+    frames: int | None = None
+    start: int = field(default=0, init=False)
+    selection: Selection | None = field(default=None, init=False)
+
+    @torch.no_grad()  # not inference mode, in which torchao's weights cannot change device
+    def begin(self) -> ContextPlan:
+        """Plan the block to come and assemble what it attends to."""
+        plan = self.policy.plan(self.start, self.selection.frames if self.selection else ())
+        self.cache.begin(plan)
+        return plan
+
+    @torch.no_grad()
+    def denoise(self, plan: ContextPlan) -> torch.Tensor:
+        """Sample the planned block's latents [B, F, C, H, W]."""
+        block = plan.start // len(plan.own)
+
+        def renoise(step: int) -> torch.Tensor:
+            return self._noise(block, step + 1)
+
+        return self.sampler(self._flow, self._noise(block, 0), renoise)
+
+    @torch.no_grad()
+    def commit(self, latents: torch.Tensor, plan: ContextPlan) -> LatentBlock:
+        """Finish the planned block with these latents, [B, F, C, H, W], sampled or given.
+
+        Indexes them, chooses what the next block retrieves and starts to fetch it, and leaves their keys and values
+        in the cache.
+        """
+        chosen = self.selection
+        self.start += len(plan.own)
+        self.cache.commit(self.policy.commit(plan))
+        if self.index is not None:
+            self.index.add(latents)
+            self.selection = self._select()
+            if self.selection:
+                self.cache.prefetch(self.selection.frames)  # runs beside the forward
+        self._flow(latents, self.context_noise)
+        return LatentBlock(latents, plan, chosen, self.cache.tier_bytes, self.cache.pop_transfers())
+
+    def step(self) -> LatentBlock:
+        """Sample the next block."""
+        plan = self.begin()
+        return self.commit(self.denoise(plan), plan)
+
+    def give(self, latents: torch.Tensor) -> LatentBlock:
+        """Take the next block as it is given, [B, F, C, H, W] on the generation's device."""
+        return self.commit(latents, self.begin())
+
+    def _flow(self, x: torch.Tensor, timestep: float) -> torch.Tensor:
+        t = torch.full((len(x), 1), float(timestep), device=x.device)
+        return self.model(x, t, self.text, self.cache).float()
+
+    def _noise(self, block: int, step: int) -> torch.Tensor:
+        drawn = self.noise.draw(block, step, self.shape)
+        if self.device.type == "cuda":
+            drawn = drawn.pin_memory()  # the copy runs beside the GPU instead of waiting for it
+        return drawn.to(self.device, non_blocking=True)
+
+    def _select(self) -> Selection | None:
+        if self.frames is not None and self.start >= self.frames:
+            return None
+        candidates = self.cache.available(self.policy.candidates(self.start))
+        if not candidates:
+            return None
+        rngs = self.noise.rngs(self.start // self.policy.block)
+        return self.index.select(candidates, self.policy.memory_size, rngs)

@@ -1,0 +1,300 @@
+"""The look at a run before any work: do its files fit each other, and the run the machine?
+
+What it finds is what is printed, enforced and loaded.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from pipeline.autoencoders import AUTOENCODERS, Autoencoder, Read
+from pipeline.bank.bank import Shares, share_out
+from pipeline.bank.codec import build_codec
+from pipeline.config import RunConfig
+from pipeline.context import ContextPolicy
+from pipeline.footprint import GB, Free, MemoryPlan, Part, Phase, Preset, placed, transformer_work
+from pipeline.kv_cache import FrameShape, KVCache, ring_frames
+from pipeline.offload import require_quantization
+from pipeline.sampler import FlowSchedule
+from utils.errors import UserError
+from utils.files import require_file
+from utils.settings import require_choice
+from utils.tensors import DOWNLOAD
+from wan.attention import find_backend
+from wan.checkpoint import meta_model, read_generator
+from wan.lora import read_loras
+from wan.params import LatentFormat, WanParams
+from wan.text_encoder import find_text_encoder, load_tokenizer, read_umt5
+
+LOWER_WINDOW = "lower model_kwargs.local_attn_size, batch_size, or height and width"
+LOWER_PICTURE = "lower batch_size, or height and width"
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A run that can be made.
+
+    Attributes:
+        device, text_device: where the models run, and where prompts are encoded.
+        dtype: of the models.
+        files: role -> file or folder of everything that weights are read from.
+        params: the transformer's sizes.
+        format: of the latents.
+        policy: what a block attends to.
+        footprint: what the run takes of the machine's memory.
+        bank_bytes: budget on the device for frames outside the window, as set or as the preset fills it.
+    """
+
+    config: RunConfig
+    device: torch.device
+    text_device: torch.device
+    dtype: torch.dtype
+    files: Mapping[str, Path]
+    params: WanParams
+    format: LatentFormat
+    policy: ContextPolicy
+    footprint: MemoryPlan
+    bank_bytes: int
+
+    def describe(self) -> str:
+        """The context in one line and the plan of memory, for a person."""
+        config, kwargs = self.config, self.config.model_kwargs
+        retrieval = ""
+        if config.descriptor() is not None:
+            retrieval = f", retrieved by {kwargs.compression_method} ({kwargs.selection})"
+        return (
+            f"context: {self.policy.describe()}{retrieval}; in latent frames, "
+            f"the {self.policy.block} new ones included\n"
+            f"memory ({config.memory}): {self.footprint.summary()}"
+        )
+
+
+def preflight(config: RunConfig) -> Preflight:
+    """Refuse all that can be known to be wrong, the content of the weight files included.
+
+    Raises:
+        UserError: names the value, the file and the remedy.
+    """
+    schedule = FlowSchedule(config.model_kwargs.timestep_shift)
+    schedule.steps(config.denoising_step_list, config.warp_denoising_step)
+    device, dtype = placement(config)
+    text_device = find_device(config.device if config.text_device == "auto" else config.text_device)
+    find_backend(config.attention_backend)
+    require_quantization(config.weights)
+    files = weight_files(config)
+    params, generator = read_generator(files["generator_ckpt"], config.model_name, model_folder(config), config.use_ema)
+    if loras := config.loras():
+        adapter = config.adapter
+        read_loras(meta_model(params), loras, adapter and adapter.rank, adapter and adapter.alpha)
+    load_tokenizer(files["tokenizer"])
+    text_config, text = read_umt5(files["text encoder"])
+    decoder = AUTOENCODERS[config.vae]
+    vae = decoder.read(files[decoder.role])
+    _require_one_family(config, params, files, text_config.d_model, vae, decoder)
+    _require_size(config, params, vae.format)
+    if descriptor := config.descriptor():
+        descriptor.load(vae.format.shape(config.height, config.width), "cpu")
+    looked = _Looked(config, device, text_device, dtype, params, generator, text, vae)
+    footprint, bank_bytes = looked.footprint()
+    if problem := footprint.problem():
+        raise UserError(problem)
+    return Preflight(
+        config, device, text_device, dtype, files, params, vae.format, config.policy(), footprint, bank_bytes
+    )
+
+
+def model_folder(config: RunConfig) -> Path:
+    return Path(config.model_root) / config.model_name
+
+
+def weight_files(config: RunConfig) -> dict[str, Path]:
+    """Role -> file or folder of everything a run reads its weights from."""
+    folder = model_folder(config)
+    if not folder.is_dir():
+        raise UserError(f"model folder {folder} does not exist; {DOWNLOAD}")
+    encoder, tokenizer = find_text_encoder(folder)
+    decoder = AUTOENCODERS[config.vae]
+    files = {
+        "generator_ckpt": Path(config.generator_ckpt),
+        "text encoder": encoder,
+        "tokenizer": tokenizer,
+        decoder.role: decoder.find(config, folder),
+    }
+    for number, (path, weight) in enumerate(config.loras()):
+        role = "lora_ckpt" if (number, weight) == (0, 1.0) else f"lora_ckpt {number} at {weight:g}"
+        files[role] = path
+    files |= config.descriptor_files()
+    for role, path in files.items():
+        if not path.is_dir():
+            require_file(path, f"{role} file", decoder.remedy if role == decoder.role else DOWNLOAD)
+    return files
+
+
+def placement(config: RunConfig) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype to run in; under torchrun each process has the GPU of its local rank."""
+    device = find_device(config.device)
+    auto = "bfloat16" if device.type == "cuda" else "float32"
+    return device, getattr(torch, auto if config.dtype == "auto" else config.dtype)
+
+
+def find_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` to a device that exists."""
+    require_choice("device", name, ("auto", "cpu", "cuda"))
+    count = torch.cuda.device_count()
+    asked = os.environ.get("GPU")
+    if name == "cpu" or (name == "auto" and not count and not asked):
+        return torch.device("cpu")
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    if rank >= count:
+        wish = f"GPU={asked}" if asked else f"device '{name}'"
+        raise UserError(f"{wish} asks for more than the {count} GPUs that can be used; name others, or set device=cpu")
+    return torch.device("cuda", rank)
+
+
+def device_free(device: torch.device) -> int:
+    """Bytes of device memory that this process can have: what is free, and what PyTorch keeps for its next tensors."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def host_free() -> int:
+    """Bytes of host memory that this process can have: what is free, and at most its share beside torchrun's others.
+
+    Within a container, its limit counts.
+    """
+    memory, cgroup = psutil.virtual_memory(), Path("/sys/fs/cgroup")
+    free, total = memory.available, memory.total
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())["anon"]
+        free, total = min(free, max(limit - int(used), 0)), min(total, limit)
+    except (OSError, ValueError):  # no container, or one without a limit
+        pass
+    return min(free, total // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def count(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Numbers in tensors, those of several names counted once."""
+    return sum({id(tensor): tensor.numel() for tensor in tensors.values()}.values())
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What was read, on the way to a plan of memory."""
+
+    config: RunConfig
+    device: torch.device
+    text_device: torch.device
+    dtype: torch.dtype
+    params: WanParams
+    generator: Mapping[str, torch.Tensor]
+    text: Mapping[str, torch.Tensor]
+    vae: Read
+
+    def footprint(self) -> tuple[MemoryPlan, int]:
+        """The plan of memory, and the bank's budget on the device in bytes."""
+        config, gpu = self.config, self.device.type == "cuda"
+        preset = config.preset
+        free = Free(device_free(self.device) if gpu else None, host_free())
+        encoding = Phase("encoding the prompts", (self._text(preset),))
+        parts = self._generating(preset)
+        budget = int(config.bank.device_gb * GB)
+        if preset.bank_on_device and not budget:
+            budget = MemoryPlan((encoding, Phase("generating", parts)), free).spare()
+        if not gpu:
+            budget = 0
+        parts += (self._bank(budget),)
+        return MemoryPlan((encoding, Phase("generating", parts)), free), budget
+
+    def _text(self, preset: Preset) -> Part:
+        item, gpu = self.dtype.itemsize, self.text_device.type == "cuda"
+        size, name = count(self.text) * item, "text encoder's weights"
+        if gpu and preset.offload:  # its largest weight, the embedding table, visits the device as a whole
+            largest = max(tensor.numel() for tensor in self.text.values())
+            return Part(name, largest * item, size, "use text_device: cpu")
+        remedy = "use memory: low or text_device: cpu" if gpu else "use dtype: bfloat16"
+        return placed(gpu, name, size, remedy)
+
+    def _generating(self, preset: Preset) -> tuple[Part, ...]:
+        config, params = self.config, self.params
+        item, gpu, shape = self.dtype.itemsize, self.device.type == "cuda", self._frame_shape()
+        context = KVCache.nbytes_of(shape, config.policy(), self.dtype)
+        context += 2 * params.num_layers * config.batch_size * params.text_len * params.dim * item  # the text's
+        tokens = config.num_frame_per_block * shape.tokens() * config.batch_size
+        work = transformer_work(tokens, params.dim, params.ffn_dim, shape.nbytes(self.dtype), item)
+        decoding = self.vae.working_bytes(config.batch_size, config.height, config.width, item)
+        on_device = gpu and not preset.offload
+        return (
+            placed(on_device, "transformer's weights", self._weights(), "use memory: low, or weights: int8"),
+            placed(gpu, "context's keys and values", context, LOWER_WINDOW),
+            placed(gpu, "VAE's weights", count(self.vae.tensors) * item, LOWER_PICTURE),
+            placed(gpu, "transformer's working memory", work, LOWER_PICTURE, estimated=True),
+            placed(gpu, "VAE's working memory", decoding, LOWER_PICTURE, estimated=True),
+        )
+
+    def _weights(self) -> int:
+        """Bytes of the transformer; quantized, the blocks' linears keep one byte for each weight."""
+        item, total = self.dtype.itemsize, count(self.generator)
+        if self.config.weights == "same":
+            return total * item
+        linears = {}
+        for key, tensor in self.generator.items():
+            if key.startswith("blocks.") and tensor.dim() == 2:
+                linears[key] = tensor
+        return (total - count(linears)) * item + count(linears)
+
+    def _bank(self, budget: int) -> Part:
+        """Keys and values of the frames that leave the window; the disk tier takes its share of the host's."""
+        shares = self._shares(budget)
+        name = f"keys and values of {shares.kept} frames outside the window ({shares.frame_bytes / 1e6:.1f} MB each)"
+        remedy = (
+            f"lower num_output_frames {self.config.num_output_frames}, set bank.storage: int8 or bank.capacity, "
+            "or set bank.host_gb with bank.disk_gb"
+        )
+        return Part(name, shares.device * shares.frame_bytes, shares.host * shares.frame_bytes, remedy)
+
+    def _shares(self, budget: int) -> Shares:
+        config, policy, shape = self.config, self.config.policy(), self._frame_shape()
+        leaving = max(config.num_output_frames - ring_frames(policy) - policy.pinned, 0) if policy.fetched else 0
+        codec = build_codec(config.bank.storage, self.dtype)
+        frame_bytes = config.batch_size * codec.record_bytes(shape.dims[1:])
+        return share_out(config.bank, frame_bytes, leaving, budget)
+
+    def _frame_shape(self) -> FrameShape:
+        config = self.config
+        _, height, width = self.vae.format.shape(config.height, config.width)
+        return FrameShape.of(self.params, height, width, config.batch_size)
+
+
+def _require_one_family(
+    config: RunConfig,
+    params: WanParams,
+    files: Mapping[str, Path],
+    text_dim: int,
+    vae: Read,
+    decoder: Autoencoder,
+) -> None:
+    for role, what, makes, takes in (
+        ("text encoder", "embeddings of {} numbers", text_dim, params.text_dim),
+        (decoder.role, "latents of {} channels", vae.format.channels, params.in_dim),
+    ):
+        if makes != takes:
+            raise UserError(
+                f"{role} {files[role]} makes {what.format(makes)} where generator_ckpt {config.generator_ckpt} takes "
+                f"{takes}; they belong to different models: set the model_name that the checkpoint belongs to"
+            )
+
+
+def _require_size(config: RunConfig, params: WanParams, format: LatentFormat) -> None:
+    _, ph, pw = params.patch_size
+    for name, patch in (("height", ph), ("width", pw)):
+        size, multiple = getattr(config, name), patch * format.spatial
+        if size < multiple or size % multiple:
+            raise UserError(
+                f"{name} {size} is no multiple of {multiple}, which this model takes; 480 x 832 is what Wan2.1 was "
+                "trained on"
+            )

@@ -1,0 +1,76 @@
+"""The loop over a run's samples, which all commands share."""
+
+from collections.abc import Sequence
+
+from pipeline.build import load
+from pipeline.generation import LatentBlock
+from pipeline.preflight import Preflight
+from pipeline.samples import Sample, batches_of
+from pipeline.sinks import Sink
+from utils.claim import Claim
+from utils.processes import rank, share
+from utils.progress import Progress
+from utils.stop import stop
+
+
+def make(found: Preflight, samples: Sequence[Sample], sink: Sink, claim: Claim) -> None:
+    """Make this process's share of the samples, except finished ones.
+
+    Args:
+        found: what the run was found to need and to have.
+        samples: of the whole run, the same in every process.
+        sink: where they end.
+        claim: on the folder, which other runs of the same settings may share.
+    """
+    config = found.config
+    mine = share(batches_of(samples, config.batch_size))  # before finished ones are left out: processes agree
+    todo = [batch for batch in mine if _missing(batch, sink)]
+    count = sum(len(_missing(batch, sink)) for batch in todo)
+    blocks = config.num_output_frames // config.num_frame_per_block
+    block_frames = found.format.block_frames(config.num_frame_per_block)
+    progress = Progress(count, blocks, block_frames, quiet=rank() > 0)
+    finished = sum(len(batch) for batch in mine) - count
+    progress.say(f"{len(samples)} to make in {config.output_folder}, {finished} of this process's are finished already")
+    if not todo:
+        return
+    progress.say(found.describe())
+    pipeline = load(found, prompts=[sample.prompt for batch in todo for sample in batch])
+    stop.tell = lambda: f"{progress.made} of {count} videos are finished"
+
+    def on_block(block: LatentBlock) -> None:
+        retrieved = block.selection.frames[0] if block.selection else ()
+        progress.step(block.memory_bytes, retrieved, block.transfers.dropped)
+
+    elsewhere = 0
+    for batch in todo:
+        taken = _take(claim, batch, sink)
+        if taken:
+            progress.begin(sink.path(taken[0]).name, len(taken))
+            sink.write(pipeline, batch, taken, pipeline.blocks(batch), on_block)
+            progress.end()
+        else:
+            elsewhere += len(batch)
+        for sample in taken:
+            claim.give_back(sink.path(sample).name)
+    progress.close()
+    if elsewhere:
+        progress.say(f"{elsewhere} were made, or are being made, by another run of the same settings")
+    progress.say(f"done: {progress.made} in {config.output_folder}")
+
+
+def _missing(batch: Sequence[Sample], sink: Sink) -> list[Sample]:
+    return [sample for sample in batch if not sink.is_finished(sample)]
+
+
+def _take(claim: Claim, batch: Sequence[Sample], sink: Sink) -> list[Sample]:
+    """The samples of a batch that this process is to finish: what is missing, if no other run is at it."""
+    taken = []
+    for sample in _missing(batch, sink):
+        name = sink.path(sample).name
+        if not claim.take(name):
+            continue
+        if sink.is_finished(sample):  # by another run, just before it was taken
+            claim.give_back(name)
+        else:
+            taken.append(sample)
+    return taken

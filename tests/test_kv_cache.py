@@ -1,0 +1,162 @@
+"""The cache executes any plan: what it attends to equals the plain way, and nothing moves without need."""
+
+from dataclasses import dataclass
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from pipeline.bank.bank import Bank, build_bank
+from pipeline.bank.codec import Plain
+from pipeline.bank.settings import BankSettings
+from pipeline.bank.tiers import RamTier
+from pipeline.context import LOCAL, RETRIEVED, ContextPlan, ContextPolicy, Piece, RetrievedMemory, own, sink
+from pipeline.descriptors import AvgPool
+from pipeline.kv_cache import FrameShape, KVCache
+from pipeline.plain import PlainCache
+from pipeline.retrieval import Retrieval
+from tests.test_context import memories, windows
+
+BATCH = 2
+SHAPE = FrameShape(batch=BATCH, layers=2, rows=3, columns=2, heads=2, head_dim=12)
+TOKENS = SHAPE.tokens()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledPast(ContextPolicy):
+    """A toy: [sink | older frames at a part of their tokens | local], and a commit that sees the block alone."""
+
+    retrieves = False
+
+    @property
+    def largest(self):
+        return (1,) * self.local_attn_size + (2,) * 4
+
+    @property
+    def fetched(self):
+        return (2,) * 4
+
+    def plan(self, start, retrieved=()):
+        first_local = max(self.sink_size, start + self.block - self.recent)
+        older = range(max(self.sink_size, first_local - 4), first_local)
+        past = [Piece(RETRIEVED, frame, frame, pool=2) for frame in older]
+        past += [Piece(LOCAL, frame, frame) for frame in range(first_local, start)]
+        return ContextPlan((sink(self, start) + tuple(past),), own(self, start))
+
+    def commit(self, plan):
+        return ContextPlan(((),), plan.own)
+
+
+pooling = st.builds(
+    lambda sink, extra: PooledPast(local_attn_size=sink + 3 + extra, sink_size=sink),
+    st.integers(0, 4),
+    st.integers(0, 5),
+)
+
+
+def banked(*slots: int, dtype: torch.dtype = torch.float32) -> Bank:
+    return Bank([RamTier(f"tier {i}", count) for i, count in enumerate(slots)], Plain(dtype))
+
+
+def attend(q, k, v):
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+
+
+def projections(block: int, generator: torch.Generator, dtype: torch.dtype = torch.float32):
+    shape = (3, BATCH, block * TOKENS, SHAPE.heads, SHAPE.head_dim)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-6)])
+@settings(max_examples=40)
+@given(st.one_of(windows, memories, pooling), st.randoms(use_true_random=False))
+def test_the_cache_equals_the_plain_way_for_any_policy(dtype, bound, policy, random):
+    """Queries to the last bit; attention within the type's rounding of values near 1, as its order of keys differs."""
+    cache = KVCache(SHAPE, policy, banked(3, 200, dtype=dtype), dtype=dtype)
+    plain = PlainCache(SHAPE)
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, 12 * policy.block, policy.block):
+        candidates = list(policy.candidates(start))
+        count = min(policy.memory_size, len(candidates))
+        retrieved = [random.sample(candidates, count) for _ in range(BATCH)] if count else []
+        if retrieved and random.random() < 0.5:
+            cache.prefetch(retrieved)  # ahead of time, as a generation does
+        plan = policy.plan(start, retrieved)
+        for context in (cache, plain):
+            context.begin(plan)
+        for forward in range(2):
+            if forward == 1:
+                for context in (cache, plain):
+                    context.commit(policy.commit(plan))
+            for layer in range(SHAPE.layers):
+                q, k, v = projections(policy.block, generator, dtype)
+                ours, theirs = cache.update(layer, q, k, v), plain.update(layer, q, k, v)
+                assert torch.equal(ours.q, theirs.q)
+                torch.testing.assert_close(attend(*ours), attend(*theirs), atol=bound, rtol=bound)
+
+
+def test_a_block_committed_again_is_read_as_it_was_left_last():
+    """Redoing a block before the next one begins: later blocks see its second version, and nothing is retired twice."""
+    policy = RetrievedMemory(local_attn_size=8, sink_size=1, memory_size=2, recent_exclude=0)
+    cache, plain = KVCache(SHAPE, policy, banked(100)), PlainCache(SHAPE)
+    generator = torch.Generator().manual_seed(1)
+    for start in range(0, 24, 3):
+        chosen = [list(policy.candidates(start))[:2]] * BATCH
+        plan = policy.plan(start, chosen if chosen[0] else [])
+        for _ in range(2):
+            for context in (cache, plain):
+                context.begin(plan)
+                context.commit(plan)
+            for layer in range(SHAPE.layers):
+                q, k, v = projections(3, generator)
+                ours, theirs = cache.update(layer, q, k, v), plain.update(layer, q, k, v)
+                torch.testing.assert_close(attend(*ours), attend(*theirs), atol=1e-5, rtol=1e-5)
+    assert cache.bank.frames == list(range(1, 24 - len(cache.ring)))
+
+
+def test_what_stays_selected_is_not_fetched_again():
+    policy = RetrievedMemory(local_attn_size=8, sink_size=1, memory_size=3, recent_exclude=0)
+    bank = banked(100)
+    cache = KVCache(SHAPE, policy, bank)
+    for start in range(0, 30, 3):
+        plan = policy.plan(start, [[1, 2, 3], [3, 2, 4]] if start >= 18 else [])
+        cache.begin(plan)
+        cache.commit(plan)
+        for layer in range(SHAPE.layers):
+            cache.update(layer, *projections(3, torch.Generator()))
+        if start == 18:
+            before = bank.transfers.copies
+    assert bank.transfers.copies - before == 3 * 3, "in three blocks, only the frames that left the window are copied"
+
+
+def test_a_run_with_bounded_tiers_keeps_its_memory_flat():
+    """After 40 blocks and after 120 it holds the same bytes, in the same buffers."""
+    policy = RetrievedMemory(local_attn_size=8, sink_size=1, memory_size=3, recent_exclude=0)
+    index = Retrieval(AvgPool().load((4, 2, 2), "cpu"))
+    bank = build_bank(BankSettings(capacity=10), index, SHAPE.dims, 1000)
+    cache = KVCache(SHAPE, policy, bank)
+    counts = []
+    for block in range(120):
+        start = 3 * block
+        candidates = cache.available(policy.candidates(start))
+        chosen = index.select(candidates, 3, [Random(0)] * BATCH).frames if candidates else ()
+        plan = policy.plan(start, chosen)
+        cache.begin(plan)
+        cache.commit(plan)
+        for layer in range(SHAPE.layers):
+            cache.update(layer, *projections(3, torch.Generator()))
+        index.add(torch.randn(BATCH, 3, 4, 2, 2))
+        if block in (40, 119):
+            buffers = [len(tier.slabs) for tier in bank.tiers]
+            counts.append((bank.tier_bytes, buffers, len(bank.frames), len(index.rows), len(index.table)))
+    assert counts[0] == counts[1]
+
+
+def test_the_bytes_that_are_planned_are_the_bytes_that_are_made():
+    for policy in (PooledPast(), RetrievedMemory()):
+        cache = KVCache(SHAPE, policy, banked(1))
+        made = [cache.ring, cache.pinned, cache.context, *cache.staged.buffers]
+        assert KVCache.nbytes_of(SHAPE, policy, torch.float32) == sum(buffer.nbytes for buffer in made)

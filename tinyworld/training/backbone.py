@@ -1,0 +1,301 @@
+"""The miniature causal backbone: flow matching with block-causal teacher forcing."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel
+
+from pipeline.context import ContextPolicy
+from tinyworld.training.bf16_linear import use_bf16_matmul
+from tinyworld.training.contexts import draw_sequence, latentmem, native
+from tinyworld.training.corpus import Corpus
+from tinyworld.training.muon import MuonAdamW
+from tinyworld.training.settings import BackboneSettings
+from tinyworld.training.state import Checkpoint, Log, digest, generator, normal, under
+from tinyworld.training.teacher_forcing import BlockPlan, TeacherForcing, groups
+from tinyworld.training.text_encoder import TextEncoder
+from tinyworld.world.captions import COLOURS, KINDS
+from wan.model import CausalWanModel
+from wan.params import WanParams
+
+STEPS = ("start", "native", "latentmem")
+LOOK = (len(COLOURS) + 1, len(KINDS) + 1)  # how many there are of each, with none
+SHIFT = 5.0  # of the noise levels, as the sampler has it
+
+
+class Backbone(nn.Module):
+    """The transformer and its text encoder, trained together, and a readout that serves the training only.
+
+    `ahead` reads what comes next off the middle of the transformer, at every token: what the caption names
+    after what is in view is three lookups away, which the error of the picture alone hardly teaches.
+    """
+
+    def __init__(self, settings: BackboneSettings, channels: int) -> None:
+        super().__init__()
+        sizes = {}
+        for field in fields(WanParams):
+            if hasattr(settings, field.name):
+                sizes[field.name] = getattr(settings, field.name)
+        self.model = CausalWanModel(**sizes, in_dim=channels, out_dim=channels)
+        nn.init.zeros_(self.model.head.head.weight)
+        self.text = TextEncoder(settings.text_dim, settings.text_layers, settings.text_len)
+        self.ahead = nn.Sequential(nn.RMSNorm(settings.dim), nn.Linear(settings.dim, sum(LOOK) + 1))
+        nn.init.zeros_(self.ahead[1].weight)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on: a stretch of a few clips, and what each of its blocks attends to.
+
+    Attributes:
+        captions: one a clip.
+        frames: [F] indices into the videos.
+        clean: [B, F, C, h, w] latents.
+        plans: one a block.
+        ahead: [B, blocks, 3] what comes next as each block begins, see `scene.ahead`.
+    """
+
+    captions: list[str]
+    frames: np.ndarray
+    clean: torch.Tensor
+    plans: list[BlockPlan]
+    ahead: torch.Tensor
+
+    @property
+    def block(self) -> int:
+        """Latent frames of a block."""
+        return self.plans[0].own_frames
+
+
+def train(
+    settings: BackboneSettings, policy: ContextPolicy, corpora: list[Corpus], folder: Path, seed: int
+) -> Backbone:
+    """Train on [long clips, starts]; resumes from `folder`. Returns the averaged weights."""
+    torch.manual_seed(seed)
+    backbone = Backbone(settings, corpora[0].latents.shape[2]).to(corpora[0].latents.device)
+    if settings.bf16_matmul:
+        use_bf16_matmul(backbone.model.blocks)
+
+    def loss(step: int) -> tuple[str, torch.Tensor]:
+        rng = generator(seed, 20, step)
+        kind, batch = draw_batch(settings, policy, corpora, rng)
+        context = blurred(batch.clean, batch.block, settings.context_noise, rng)
+        return kind, teacher_forcing_loss(backbone, settings, batch, context, rng)
+
+    def rate(step: int) -> float:
+        return _schedule(step, settings)
+
+    about = {
+        "seed": seed,
+        **under("context", policy),
+        **under("backbone", settings),
+        "latents": digest(corpus.latents for corpus in corpora),
+    }
+    return optimise(backbone, settings, settings.steps, rate, loss, folder / "backbone", about)
+
+
+def optimise(
+    backbone: Backbone,
+    settings: BackboneSettings,
+    steps: int,
+    schedule: Callable[[int], float],
+    loss: Callable[[int], tuple[str, torch.Tensor]],
+    name: Path,
+    about: dict[str, Any],
+) -> Backbone:
+    """Take `steps` steps on `loss`, which gives a step's kind and value; the averaged weights come back.
+
+    State and curves are kept as `name`.pt and `name`.csv, the state with what it depends on, `about`.
+    """
+    average = AveragedModel(backbone.train(), multi_avg_fn=_average(settings.ema))
+    optimizer = _optimizer(backbone)
+    parts = {"backbone": backbone, "average": average, "optimizer": optimizer}
+    checkpoint = Checkpoint(name.with_suffix(".pt"), parts, about)
+    log = Log(name.with_suffix(".csv"))
+    recent: dict[str, list[float]] = {kind: [] for kind in STEPS}  # losses since the last line of the log
+    started = time.monotonic()
+    for step in range(checkpoint.resume(), steps):
+        kind, value = loss(step)
+        value.backward()
+        nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
+        rate = schedule(step)
+        optimizer.step(settings.muon_lr * rate, settings.adam_lr * rate)
+        average.update_parameters(backbone)
+        recent[kind].append(value.item())
+        if step % 50 == 49 or step + 1 == steps:
+            means = {kind: float(np.mean(values or [np.nan])) for kind, values in recent.items()}
+            taken = sum(map(len, recent.values()))
+            log.write(step + 1, **means, seconds=(time.monotonic() - started) / taken)
+            recent = {kind: [] for kind in STEPS}
+            started = time.monotonic()
+        checkpoint.save(step + 1)
+    checkpoint.save(steps, force=True)
+    log.draw()
+    return average.module.eval()
+
+
+def draw_batch(
+    settings: BackboneSettings, policy: ContextPolicy, corpora: list[Corpus], rng: np.random.Generator
+) -> tuple[str, Batch]:
+    """A step's kind, one of STEPS, and its batch: how videos start, or later stretches under either policy."""
+    kind = str(rng.choice(STEPS, p=settings.kinds))
+    long, starts = corpora
+    if kind == "start":
+        corpus = starts
+        count = settings.start_batch
+        frames = np.arange(policy.block * settings.start_blocks)
+    else:
+        corpus = long
+        count = settings.batch
+        frames = draw_sequence(settings, policy, rng)
+    picks = rng.integers(0, len(corpus), count)
+    inside = corpus.inside(frames)
+    clean = corpus.latents[torch.from_numpy(picks)[:, None], torch.from_numpy(inside)].float()
+    if kind == "native" or (kind == "start" and rng.random() < 0.5):
+        plans = native(frames, policy, count)
+    else:
+        plans = latentmem(frames, corpus.camera[picks][:, inside], policy, settings, rng)
+    before_each_block = np.maximum(inside[:: policy.block] - 1, 0)
+    ahead = corpus.ahead[picks][:, before_each_block]
+    dropped = rng.random(count) < settings.caption_dropout
+    captions = []
+    for pick, drop in zip(picks, dropped, strict=True):
+        captions.append("" if drop else corpus.captions[pick])
+    return kind, Batch(captions, frames, clean, plans, torch.from_numpy(ahead).to(clean.device))
+
+
+def draw_noisy(
+    clean: torch.Tensor, block: int, copies: int, full_noise: float, rng: np.random.Generator, lowest: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noisy copies of clean latents [B, F, C, h, w], one noise level s of `lowest`..1 a block and copy.
+
+    Returns:
+        noisy [B, copies, F, C, h, w], sigma [B, copies, F, 1, 1, 1], flow to predict, like noisy.
+    """
+    s = rng.uniform(lowest, 1, (len(clean), copies, clean.shape[1] // block))
+    s[rng.random(s.shape) < full_noise] = 1.0
+    sigma = torch.from_numpy(SHIFT * s / (1 + (SHIFT - 1) * s)).float().clamp_min(1e-3)
+    sigma = repeat(sigma, "b c s -> b c (s f) 1 1 1", f=block).to(clean.device)
+    noise = normal(rng, len(clean), copies, *clean.shape[1:]).to(clean.device)
+    return (1 - sigma) * clean.unsqueeze(1) + sigma * noise, sigma, noise - clean.unsqueeze(1)
+
+
+def blurred(clean: torch.Tensor, block: int, most: float, rng: np.random.Generator) -> torch.Tensor:
+    """Context as a rollout may have it: noise of a random deviation, up to `most`, on every block."""
+    strength = torch.from_numpy(rng.random((len(clean), clean.shape[1] // block))).float() * most
+    fuzz = repeat(strength, "b s -> b (s f) 1 1 1", f=block) * normal(rng, *clean.shape)
+    return clean + fuzz.to(clean.device)
+
+
+def teacher_forcing_loss(
+    backbone: Backbone,
+    settings: BackboneSettings,
+    batch: Batch,
+    context: torch.Tensor,
+    rng: np.random.Generator,
+    guidance: float = 0.0,
+) -> torch.Tensor:
+    """Mean error of the predicted flow over all noisy blocks, each after the `context` frames of its plan.
+
+    The weight makes it the error of x0 weighted by min(1 / sigma^2, 4). With `guidance` g the target moves on
+    by g times what the caption changed (arXiv 2502.12154): the flow that is learned is classifier-free
+    guidance of scale 1 / (1 - g), at the price of one forward a step.
+    """
+    noisy, sigma, target = draw_noisy(batch.clean, batch.block, settings.copies, settings.full_noise, rng)
+    hidden: list[torch.Tensor] = []  # of each run of blocks [B, 1 + copies, tokens of its frames, dim]
+    middle = backbone.model.blocks[len(backbone.model.blocks) // 2]
+    tap = middle.register_forward_hook(lambda _, __, x: hidden.append(x.unflatten(1, (1 + settings.copies, -1))))
+    flow = forward(backbone, batch.captions, context, noisy, sigma, batch.plans)
+    tap.remove()
+    if guidance:
+        with torch.no_grad():
+            without_caption = forward(backbone, [""] * len(context), context, noisy, sigma, batch.plans)
+            target = target + guidance * (flow - without_caption)
+    follows = np.diff(batch.frames, prepend=-1)[:: batch.block] == 1  # after a gap a block cannot know where it is
+    follows = torch.from_numpy(follows).to(flow.device)
+    weight = (4 * sigma.square()).clamp_max(1.0) * follows.repeat_interleave(batch.block)[:, None, None, None]
+    error = (weight * (flow - target).square()).mean()
+    has_caption = torch.tensor([[bool(caption)] for caption in batch.captions], device=flow.device)
+    ahead_loss = _ahead_loss(backbone, torch.cat(hidden, 2), batch.ahead, has_caption & follows)
+    return error + settings.ahead * ahead_loss
+
+
+def _ahead_loss(backbone: Backbone, hidden: torch.Tensor, ahead: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the next object's colour and kind, and square error of the way to the turn, at every token.
+
+    Args:
+        hidden: [B, 1 + copies, tokens, dim] of the middle of the transformer, the clean run among them.
+        ahead: [B, blocks, 3] see `scene.ahead`.
+        known: [B, blocks] where caption and context tell it.
+    """
+    hidden = rearrange(hidden, "b c (s t) d -> b s (c t) d", s=known.shape[1])
+    *looks, turn = backbone.ahead(hidden).split((*LOOK, 1), -1)  # each [B, blocks, tokens, choices]
+    due = repeat(ahead, "b s three -> three b s t", t=hidden.shape[2])
+    error = (turn[..., 0] - due[2]).square()
+    for look, right in zip(looks, due[:2].long(), strict=True):
+        error = error + cross_entropy(look.movedim(-1, 1), right, reduction="none")
+    return (error.mean(2) * known).sum() / known.sum().clamp_min(1)
+
+
+def forward(
+    backbone: Backbone,
+    captions: list[str],
+    clean: torch.Tensor,
+    noisy: torch.Tensor,
+    sigma: torch.Tensor,
+    plans: list[BlockPlan],
+) -> torch.Tensor:
+    """Flow of every noisy copy [B, copies, F, C, h, w], each block in the clean context [B, F, C, h, w] of its plan."""
+    model = backbone.model
+    _, ph, pw = model.config.patch_size
+    context = TeacherForcing(clean.shape[-2] // ph, clean.shape[-1] // pw, model.params.head_dim, clean.device)
+    copies = noisy.shape[1]
+    block = plans[0].own_frames
+    noiseless = torch.zeros(len(clean), 1, clean.shape[1], device=clean.device)
+    t = torch.cat([noiseless, 1000 * sigma.flatten(3)[..., 0]], 1)  # [B, 1 + copies, F]
+    x = torch.cat([clean.unsqueeze(1), noisy], 1)
+    flows = []
+    text = model.encode_text(backbone.text(captions))
+    for run in groups(plans):
+        span = slice(block * run[0], block * (run[-1] + 1))
+        context.begin([plans[number] for number in run], copies)
+        x_run = rearrange(x[:, :, span], "b c f ... -> b (c f) ...")
+        t_run = rearrange(t[:, :, span], "b c f -> b (c f)")
+        flow = model(x_run, t_run, text, context)
+        flows.append(rearrange(flow, "b (c f) ... -> b c f ...", c=1 + copies)[:, 1:])
+    return torch.cat(flows, 2)
+
+
+def _optimizer(backbone: Backbone) -> MuonAdamW:
+    """Muon for the matrices of the transformer's blocks."""
+    matrices, others = [], []
+    for name, parameter in backbone.named_parameters():
+        if name.startswith("model.blocks.") and parameter.ndim == 2:
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    return MuonAdamW(matrices, others, weight_decay=0.01)
+
+
+def _average(decay: float) -> Callable:
+    """Exponential average of the weights, shorter at the start so that it forgets where they began."""
+
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+        count = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update
+
+
+def _schedule(step: int, settings: BackboneSettings) -> float:
+    """Warm up, hold, then fall linearly to `rate_end` over the last `decay` of the steps."""
+    left = (settings.steps - step) / max(settings.steps * settings.decay, 1)
+    return min((step + 1) / settings.warmup, 1.0) * min(max(left, settings.rate_end), 1.0)

@@ -1,0 +1,110 @@
+"""The contexts that the backbone is trained on: the two of a rollout, and their neighbourhood."""
+
+import numpy as np
+
+from pipeline.context import ContextPolicy
+from tinyworld.training.settings import BackboneSettings
+from tinyworld.training.teacher_forcing import BlockPlan
+
+JITTER = 24  # pixels by which the distances are blurred that memory frames are ranked by
+
+
+def draw_sequence(settings: BackboneSettings, policy: ContextPolicy, rng: np.random.Generator) -> np.ndarray:
+    """Frame indices [frames] of a training sequence: a video's first block, then a later stretch of it.
+
+    Half of the sequences have no gap. Long gaps give the distance of the sink that late blocks see.
+    """
+    block = policy.block
+    start = block
+    if rng.random() < 0.5:
+        start = block * int(rng.integers(policy.local_attn_size // block, settings.max_start // block))
+    later = start + np.arange(settings.frames - block)
+    return np.concatenate([np.arange(block), later])
+
+
+def native(frames: np.ndarray, policy: ContextPolicy, batch: int) -> list[BlockPlan]:
+    """[sink | local] at absolute positions, for every block of a sequence of frame indices."""
+    plans = []
+    for start in range(0, len(frames), policy.block):
+        local = _local(frames, start, policy, policy.local_attn_size - policy.sink_size - policy.block)
+        context = np.array([*range(min(policy.sink_size, start)), *local], dtype=np.int64)
+        attended = np.concatenate([frames[context], frames[start : start + policy.block]])
+        plans.append(BlockPlan(np.tile(context, (batch, 1)), tuple(attended.tolist())))
+    return plans
+
+
+def latentmem(
+    frames: np.ndarray, camera: np.ndarray, policy: ContextPolicy, settings: BackboneSettings, rng: np.random.Generator
+) -> list[BlockPlan]:
+    """[sink | memory | local] at window positions.
+
+    Memory frames are drawn among those before the local ones: most of them from near the place that the
+    block will show, by the camera's truth, the others from anywhere. Retrieval asks with what was last
+    seen, so that place is missed by some pixels: where the camera goes must not follow from the memory.
+    A step draws once how many there are and whether local frames fill the unused slots, or are left out.
+
+    Args:
+        frames: [F] indices into the video.
+        camera: [B, F] pixels.
+    """
+    wanted = int(rng.integers(0, settings.most_memory + 1))
+    variant = rng.random()
+    beside_memory = policy.local_attn_size - policy.sink_size - policy.memory_size - policy.block
+    local_frames = beside_memory
+    if variant < settings.no_local:
+        local_frames = 0
+        wanted = max(wanted, 1)
+    elif variant < settings.no_local + settings.wide_local:
+        local_frames = policy.local_attn_size - policy.sink_size - policy.block - wanted
+    plans = []
+    for start in range(0, len(frames), policy.block):
+        full = frames[start] >= policy.local_attn_size  # before, nothing was evicted and the window has not moved
+        local = _local(frames, start, policy, local_frames if full else beside_memory)
+        sink = range(min(policy.sink_size, start))
+        older = np.arange(policy.sink_size, local[0] if local else start)
+        memory = wanted if full and len(older) >= wanted else 0
+        contexts = []
+        for way in camera:
+            remembered = older[:0]
+            if memory:
+                place = way[start : start + policy.block].mean()
+                remembered = _remember(way, older, place, memory, settings, rng)
+            contexts.append(np.array([*sink, *remembered, *local], dtype=np.int64))
+        shift = max(int(frames[start]) + policy.block - policy.local_attn_size, 0)
+        near = np.concatenate([frames[local], frames[start : start + policy.block]]) - shift
+        plans.append(BlockPlan(np.stack(contexts), (*sink, *(0,) * memory, *near.tolist())))
+    return plans
+
+
+def _local(frames: np.ndarray, start: int, policy: ContextPolicy, count: int) -> list[int]:
+    """The latest `count` frames before `start` that really precede it, the sink left out."""
+    found = []
+    while len(found) < count and start - len(found) > policy.sink_size:
+        index = start - len(found) - 1
+        if frames[start] - frames[index] != len(found) + 1:
+            break  # a gap in the sequence
+        found.append(index)
+    return found[::-1]
+
+
+def _remember(
+    camera: np.ndarray,
+    older: np.ndarray,
+    place: float,
+    count: int,
+    settings: BackboneSettings,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """`count` of the `older` frames: most are nearest to about the `place` but for some jitter, others at random.
+
+    Args:
+        camera: [F] pixels.
+        older: indices into it.
+    """
+    place = place + rng.uniform(-1, 1) * settings.astray
+    distance = np.abs(camera[older] - place) + rng.uniform(0, JITTER, len(older))
+    ranked = older[np.argsort(distance)]
+    chosen = np.where(rng.random(count) < settings.near_memory, ranked[:count], -1)
+    rest = rng.permutation([frame for frame in older if frame not in chosen])
+    chosen[chosen < 0] = rest[: (chosen < 0).sum()]
+    return chosen

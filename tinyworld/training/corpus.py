@@ -1,0 +1,120 @@
+"""The corpus: clips of painted scenes encoded once, with captions and the camera's truth."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+
+from tinyworld.training.gallery import Gallery, load_gallery
+from tinyworld.training.settings import LatentSettings
+from tinyworld.training.state import Checkpoint, digest
+from tinyworld.training.vae import encode
+from tinyworld.world.captions import caption
+from tinyworld.world.scene import HEIGHT, ONE_LATENT, VIEW, ahead, draw_scene, draw_shot, meaning, pixel_frames
+from wan.vae import normalisation
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Encoded clips.
+
+    Attributes:
+        latents: [clips, F, C, h, w] bfloat16, normalised per channel, on the device to train on.
+        camera: [clips, F] pixels, left edge of the view at each latent's last frame.
+        ahead: [clips, F, 3] what the camera comes to next at each latent's last frame, see `scene.ahead`.
+        captions: one a clip.
+    """
+
+    latents: torch.Tensor
+    camera: np.ndarray
+    ahead: np.ndarray
+    captions: list[str]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def inside(self, frames: np.ndarray) -> np.ndarray:
+        """Indices into an encoded clip for a first block and a later stretch, [frames] indices into a video.
+
+        A stretch later than the clip is long is one of those that it holds: as the camera's pace varies, the time
+        does not say where it is.
+        """
+        gap = frames[-1] + 1 - len(frames)  # frames between the two
+        spare = self.latents.shape[1] - len(frames)
+        before_the_gap = frames == np.arange(len(frames))
+        return np.where(before_the_gap, frames, frames - gap + gap % (spare + 1))
+
+
+def encode_corpus(vae: AutoencoderKLWan, settings: LatentSettings, folder: Path) -> list[Corpus]:
+    """Encode shots of the painted scenes: [long clips, short ones that only show how a video starts].
+
+    Resumes from what was encoded before. The codec's config gets the long clips' mean and standard
+    deviation per channel; all latents are normalised by them.
+    """
+    scenes = load_gallery(folder, "panoramas")
+    first_start = settings.clips
+    long = _encode(vae, scenes, settings.clips, settings.frames, 0, settings.batch, folder / "long.pt")
+    short = _encode(
+        vae, scenes, settings.starts, settings.start_frames, first_start, settings.batch, folder / "short.pt"
+    )
+    mean = long.float().mean((0, 1, 3, 4))
+    std = long.float().std((0, 1, 3, 4))
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    return [_corpus(vae, long, 0, len(scenes)), _corpus(vae, short, first_start, len(scenes))]
+
+
+def normalised(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
+    """Raw latents [..., C, h, w] to the zero mean and unit deviation that the backbone sees."""
+    mean, std = normalisation(vae)  # each [C, 1, 1, 1]
+    return (z.to(vae.device) - mean.squeeze(-1)) / std.squeeze(-1)
+
+
+class _Store:
+    """Latents under work, [clips, F, C, h, w] bfloat16."""
+
+    def __init__(self, latents: torch.Tensor) -> None:
+        self.latents = latents
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"latents": self.latents}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.latents.copy_(state["latents"])
+
+
+def _encode(
+    vae: AutoencoderKLWan, scenes: Gallery, clips: int, frames: int, first: int, batch: int, path: Path
+) -> torch.Tensor:
+    """Raw latents of the shots with seeds first .. first + clips - 1."""
+    store = _Store(torch.zeros(clips, frames, vae.config.z_dim, HEIGHT // 8, VIEW // 8, dtype=torch.bfloat16))
+    about = {
+        "number of clips": clips,
+        "number of frames": frames,
+        "first clip": first,
+        **scenes.about(),
+        "codec": digest(vae.state_dict().values()),
+    }
+    checkpoint = Checkpoint(path, {"store": store}, about)
+    for start in range(checkpoint.resume(), clips, batch):
+        stop = min(start + batch, clips)
+        videos = []
+        for clip in range(start, stop):
+            videos.append(scenes.film(clip % len(scenes), draw_shot(first + clip), pixel_frames(frames)))
+        store.latents[start:stop] = encode(vae, np.stack(videos)).bfloat16()
+        checkpoint.save(stop)
+    checkpoint.save(clips, force=True)
+    return store.latents
+
+
+def _corpus(vae: AutoencoderKLWan, latents: torch.Tensor, first: int, scenes: int) -> Corpus:
+    frames = pixel_frames(latents.shape[1])
+    camera, coming, captions = [], [], []
+    for clip in range(len(latents)):
+        scene = draw_scene(clip % scenes)
+        shot = draw_shot(first + clip)
+        camera.append(shot.camera(frames)[::ONE_LATENT])
+        coming.append(ahead(scene, shot, frames)[::ONE_LATENT])
+        captions.append(caption(meaning(scene, shot)))
+    return Corpus(normalised(vae, latents.float()).bfloat16(), np.stack(camera), np.stack(coming), captions)

@@ -1,0 +1,87 @@
+"""What makes few steps good: training on contexts that carry the model's own errors.
+
+In a rollout every block follows blocks that the model made, and its errors differ from the Gaussian
+noise of teacher forcing: detail is missing, edges are soft, colours are a little off. So part of the
+context is replaced by what the model itself makes of noised frames in one step, while what it has to
+predict stays the truth: it learns to continue from its own frames and to repair them.
+"""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import repeat
+
+from pipeline.context import ContextPolicy
+from tinyworld.training.backbone import (
+    Backbone,
+    Batch,
+    blurred,
+    draw_batch,
+    draw_noisy,
+    forward,
+    optimise,
+    teacher_forcing_loss,
+)
+from tinyworld.training.corpus import Corpus
+from tinyworld.training.settings import BackboneSettings, FewStepSettings
+from tinyworld.training.state import digest, generator, under
+
+
+def train(
+    backbone: Backbone,
+    few: FewStepSettings,
+    settings: BackboneSettings,
+    policy: ContextPolicy,
+    corpora: list[Corpus],
+    folder: Path,
+    seed: int,
+) -> Backbone:
+    """Go on with a trained backbone; resumes from `folder`. Returns the averaged weights."""
+    about = {
+        "seed": seed,
+        **under("fewstep", few),
+        **under("context", policy),
+        **under("backbone", settings),
+        "latents": digest(corpus.latents for corpus in corpora),
+        "backbone": digest(backbone.state_dict().values()),
+    }
+    backbone.requires_grad_(True)
+    settings = few_step_settings(few, settings)
+
+    def loss(step: int) -> tuple[str, torch.Tensor]:
+        rng = generator(seed, 30, step)
+        kind, batch = draw_batch(settings, policy, corpora, rng)
+        if kind == "start":  # mostly blocks without any context: what matters is the caption
+            context = blurred(batch.clean, batch.block, settings.context_noise, rng)
+        else:
+            context = own_context(backbone, few, settings, batch, rng)
+        return kind, teacher_forcing_loss(backbone, settings, batch, context, rng, few.guidance)
+
+    def rate(step: int) -> float:
+        return 1 - step / few.steps
+
+    return optimise(backbone, settings, few.steps, rate, loss, folder / "fewstep", about)
+
+
+def few_step_settings(few: FewStepSettings, settings: BackboneSettings) -> BackboneSettings:
+    """The backbone's settings, with those of the few-step training where both have one."""
+    changed = {}
+    for field in fields(few):
+        if hasattr(settings, field.name):
+            changed[field.name] = getattr(few, field.name)
+    return replace(settings, **changed)
+
+
+@torch.no_grad()
+def own_context(
+    backbone: Backbone, few: FewStepSettings, settings: BackboneSettings, batch: Batch, rng: np.random.Generator
+) -> torch.Tensor:
+    """The batch's frames [B, F, C, h, w], a share of the blocks as the model makes them from noised ones."""
+    context = blurred(batch.clean, batch.block, settings.context_noise, rng)
+    noisy, sigma, _ = draw_noisy(batch.clean, batch.block, 1, 0.0, rng, few.lowest)
+    made = noisy - sigma * forward(backbone, batch.captions, context, noisy, sigma, batch.plans)
+    own = torch.from_numpy(rng.random((len(context), context.shape[1] // batch.block)) < few.own)
+    own = repeat(own, "b s -> b (s f) 1 1 1", f=batch.block).to(made.device)
+    return torch.where(own, made[:, 0], context)

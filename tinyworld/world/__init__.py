@@ -1,0 +1,1 @@
+"""The miniature world: captions, scenes, and their films."""
