@@ -9,19 +9,13 @@
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/utils/env.sh"
 
-backbones="causal_forcing self_forcing longlive tinyworld"
-methods="native latentmem"
-backbone=${1:-} method=${2:-}
-if [[ " $backbones " != *" $backbone "* || -z $backbone || " $methods " != *" $method "* || -z $method ]]; then
-    {
-        echo "usage: bash inference.sh BACKBONE METHOD [key=value ...]"
-        echo "BACKBONE: ${backbones// / | }"
-        echo "METHOD:   ${methods// / | }"
-    } >&2
-    exit 2
-fi
+python=$(find_python) || exit 2
+run=$(PYTHONPATH=$ROOT "$python" -m pipeline.backbones run "$@") || exit 2
+echo "$1 $2: ${run//$'\n'/ } ${*:3}"
 shift 2
-
 use_environment
-echo "$backbone $method: configs/${backbone}_$method.yaml $*"
-launch inference "$ROOT/configs/${backbone}_$method.yaml" "$@"
+settings=()
+while read -r setting; do
+    settings+=("$setting")
+done <<<"$run"
+launch inference "${settings[@]}" "$@"

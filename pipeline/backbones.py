@@ -1,9 +1,10 @@
 """The backbones: what each is made of, where its files come from, and which config runs it.
 
     python -m pipeline.backbones usage                      # what inference.sh takes
-    python -m pipeline.backbones config BACKBONE METHOD     # the path of its config
+    python -m pipeline.backbones run BACKBONE METHOD        # the config that runs it, and the settings beside it
 
-To add a checkpoint, add a row to `BACKBONES` and its YAML. Nothing here imports more than the standard library.
+To add a checkpoint, add a row to `BACKBONES` and its YAML; to add a method, a row to `METHODS`. Nothing here imports
+more than the standard library.
 """
 
 import sys
@@ -12,10 +13,41 @@ from pathlib import Path
 
 from utils.errors import UserError, did_you_mean, run
 
+PROJECT = Path(__file__).resolve().parent.parent
 WAN = "Wan-AI/Wan2.1-T2V-1.3B"
 RELEASE = "qixinhu11/LongLive-RAG"
 WAN_FOLDER = "wan_models/Wan2.1-T2V-1.3B"
-METHODS = ("native", "latentmem")  # each backbone has configs/BACKBONE_METHOD.yaml
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to assemble the context.
+
+    Attributes:
+        config: `native` or `latentmem`: whose YAML of the backbone it starts from.
+        settings: what it changes there, as `key=value`; published sizes.
+    """
+
+    config: str
+    settings: tuple[str, ...] = ()
+
+
+def _method(config: str, **context: object) -> Method:
+    return Method(config, tuple(f"model_kwargs.{key}={value}" for key, value in context.items()))
+
+
+METHODS = {  # docs/methods.md says where each comes from
+    "native": Method("native"),
+    "latentmem": Method("latentmem"),
+    "infinity_rope": _method("native", local_attn_size=6, sink_size=1, window_positions="true"),
+    "commit_forcing": _method("native", local_attn_size=12, sink_size=3, commit_rule="newest", commit_frames=12),
+    "rolling_sink": _method("native", policy="rolling_sink", local_attn_size=21, sink_size=0),
+    "id_forcing": _method("native", local_attn_size=12, sink_size=3, window_positions="true", commit_rule="own"),
+    "deep_sink": _method("native", local_attn_size=21, sink_size=14),
+    "latentmem_commit": _method("latentmem", commit_rule="without_memory"),
+    "latentmem_window": _method("latentmem", retrieved_positions="window"),
+    "compressed_past": _method("native", policy="compressed_past"),
+}
 
 
 @dataclass(frozen=True)
@@ -171,7 +203,16 @@ def config_path(backbone: str, method: str) -> Path:
         raise UserError(f"'{backbone}' is no backbone{did_you_mean(backbone, BACKBONES)}")
     if method not in METHODS:
         raise UserError(f"'{method}' is no method{did_you_mean(method, METHODS)}")
-    return Path("configs") / f"{backbone}_{method}.yaml"
+    return Path("configs") / f"{backbone}_{METHODS[method].config}.yaml"
+
+
+def arguments(backbone: str, method: str) -> list[str]:
+    """What inference.py is to be called with: the config, and the settings that make the method of it."""
+    path = config_path(backbone, method)
+    changes = METHODS[method].settings
+    if changes:
+        changes += (f"output_folder=videos/{backbone}/{method}",)
+    return [str(PROJECT / path), *changes]
 
 
 def usage() -> str:
@@ -190,9 +231,9 @@ def main() -> None:
         print(usage())
         return
     try:
-        if command != "config" or len(words) != 2:
+        if command != "run" or len(words) < 2:
             raise UserError("name a backbone and a method")
-        print(config_path(*words))
+        print("\n".join(arguments(*words[:2])))
     except UserError as error:
         print(f"error: {error}\n{usage()}", file=sys.stderr)
         sys.exit(2)

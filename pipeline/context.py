@@ -5,14 +5,14 @@ key/value cache (`kv_cache.py`) executes any plan. To try another policy, subcla
 (its fields are its settings), say what differs, and name the class in `POLICIES`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from utils.errors import UserError
 from utils.settings import Settings, setting
 
-SINK, RETRIEVED, LOCAL, OWN = "sink", "retrieved", "local", "own"  # roles of pieces
+SINK, RETRIEVED, COMPRESSED, LOCAL, OWN = "sink", "retrieved", "compressed", "local", "own"  # roles of pieces
 
 
 class Piece(NamedTuple):
@@ -79,6 +79,13 @@ class ContextPolicy(Settings):
 
     local_attn_size: int = setting(12, "latent frames a block attends to, its own included (L)", at_least=1)
     sink_size: int = setting(1, "first latent frames of the video that always stay (S)", at_least=0)
+    commit_rule: str = setting(
+        "same",
+        "what the forward sees that leaves a finished block's keys and values: the same as its denoising, its own "
+        "frames alone, the newest frames, or all but retrieved frames",
+        choices=("same", "own", "newest", "without_memory"),
+    )
+    commit_frames: int = setting(12, "newest: how many frames, the block's own included", at_least=1)
     block: int = 3  # latent frames generated together; a run's `num_frame_per_block`
 
     def __post_init__(self) -> None:
@@ -95,6 +102,11 @@ class ContextPolicy(Settings):
                 f"{room + self.block - self.memory_size} of local_attn_size {self.local_attn_size} frames for a block "
                 f"of {self.block}; memory_size can be at most {room}"
             )
+        if not self.block <= self.commit_frames <= self.local_attn_size and self.commit_rule == "newest":
+            raise UserError(
+                f"commit_frames {self.commit_frames} must be at least the {self.block} frames of a block and at most "
+                f"local_attn_size {self.local_attn_size}"
+            )
 
     @property
     def pinned(self) -> int:
@@ -102,9 +114,14 @@ class ContextPolicy(Settings):
         return self.sink_size
 
     @property
+    def local_size(self) -> int:
+        """Frames of the local part, the block's own included."""
+        return self.local_attn_size - self.sink_size
+
+    @property
     def recent(self) -> int:
         """How many of the latest frames, the block's own included, are kept at hand."""
-        return self.local_attn_size - self.sink_size
+        return max(self.local_size, self.commit_frames if self.commit_rule == "newest" else 0)
 
     @property
     def largest(self) -> tuple[int, ...]:
@@ -122,15 +139,24 @@ class ContextPolicy(Settings):
 
     def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
         """The context of the block at `start`, given the frames retrieved for each sample of the batch."""
-        return ContextPlan((sink(self, start) + local(self, start, self.recent),), own(self, start))
+        return ContextPlan((sink(self, start) + local(self, start, self.local_size),), own(self, start))
 
     def commit(self, plan: ContextPlan) -> ContextPlan:
         """The context of the forward that leaves the keys and values of a finished block."""
-        return plan
+        return COMMIT_RULES[self.commit_rule](self, plan)
 
     def describe(self) -> str:
         """The layout, for a person."""
-        return f"[sink {self.sink_size} | local {self.local_attn_size - self.sink_size}]"
+        return f"[sink {self.sink_size} | local {self.local_size}]{self.describe_commit()}"
+
+    def describe_commit(self) -> str:
+        """What differs at the commit, if anything does."""
+        words = {
+            "own": "; committed alone",
+            "newest": f"; committed with the newest {self.commit_frames} frames in view",
+            "without_memory": "; committed without retrieved frames",
+        }
+        return words.get(self.commit_rule, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +170,7 @@ class SlidingWindow(ContextPolicy):
     def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
         assert not retrieved, "a sliding window retrieves nothing"
         shift = window_shift(self, start) if self.window_positions else 0
-        return ContextPlan((sink(self, start) + local(self, start, self.recent, shift),), own(self, start, shift))
+        return ContextPlan((sink(self, start) + local(self, start, self.local_size, shift),), own(self, start, shift))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +185,14 @@ class RetrievedMemory(ContextPolicy):
     )
     unused_to_local: bool = setting(False, "latentmem: slots that nothing was retrieved for hold further local frames")
 
+    retrieved_positions: str = setting(
+        "zero",
+        "latentmem: temporal indices of retrieved frames: 0, or their places in the window, after the sink",
+        choices=("zero", "window"),
+    )
+
     @property
-    def recent(self) -> int:
+    def local_size(self) -> int:
         reserved = 0 if self.unused_to_local else self.memory_size
         return self.local_attn_size - self.sink_size - reserved
 
@@ -174,10 +206,11 @@ class RetrievedMemory(ContextPolicy):
         assert all(len(frames) == count for frames in retrieved), "samples must retrieve equally many frames"
         assert count <= self.memory_size
         shift = window_shift(self, start)
-        nearby = local(self, start, self.recent - (count if self.unused_to_local else 0), shift)
+        nearby = local(self, start, self.local_size - (count if self.unused_to_local else 0), shift)
+        first, step = (self.sink_size, 1) if self.retrieved_positions == "window" else (0, 0)
         rows = []
         for frames in retrieved or [()]:
-            memory = tuple(Piece(RETRIEVED, frame, 0) for frame in frames)
+            memory = tuple(Piece(RETRIEVED, frame, first + step * place) for place, frame in enumerate(frames))
             rows.append(sink(self, start) + memory + nearby)
         return ContextPlan(tuple(rows), own(self, start, shift))
 
@@ -186,11 +219,88 @@ class RetrievedMemory(ContextPolicy):
         gap = self.block + self.memory_size + self.recent_exclude
         return (
             f"[sink {self.sink_size} | retrieved {self.memory_size} | local {local_size}]; "
-            f"{gap} frames before it are neither attended to nor retrievable yet"
+            f"{gap} frames before it are neither attended to nor retrievable yet{self.describe_commit()}"
         )
 
 
-POLICIES: dict[str, type[ContextPolicy]] = {"native": SlidingWindow, "latentmem": RetrievedMemory}
+@dataclass(frozen=True, kw_only=True)
+class RollingSink(ContextPolicy):
+    """Context of rolling_sink: [rolled | block before | own]; the rest of the window goes to and fro through the first
+    frames, at the indices of the frames that it stands for (Rolling Sink, arXiv 2602.07775)
+    """
+
+    @property
+    def pinned(self) -> int:
+        return self.local_attn_size - self.block
+
+    @property
+    def recent(self) -> int:
+        return 2 * self.block
+
+    def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
+        past = []
+        for place in range(max(start + self.block - self.local_attn_size, 0), start):
+            if place >= start - self.block:
+                past.append(Piece(LOCAL, place, place))
+            else:
+                past.append(Piece(SINK, self._rolled(place), place))
+        return ContextPlan((tuple(past),), own(self, start))
+
+    def _rolled(self, place: int) -> int:
+        """The early frame that stands for the one at `place`."""
+        turn, step = divmod(place, self.pinned)
+        return step if turn % 2 == 0 else self.pinned - 1 - step
+
+    def describe(self) -> str:
+        return f"[{self.pinned - self.block} rolled among the first {self.pinned} | local {2 * self.block}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressedPast(ContextPolicy):
+    """Context of compressed_past: [sink | older frames, pooled | local] at window positions, older frames at index 0"""
+
+    past_size: int = setting(6, "compressed_past: room for older frames, in whole frames", at_least=0)
+    past_pool: int = setting(
+        2, "compressed_past: an older frame keeps the means over this many tokens along each side", at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        room = self.local_attn_size - self.sink_size - self.block
+        if self.past_size > room:
+            raise UserError(f"past_size {self.past_size} can be at most {room}")
+
+    @property
+    def local_size(self) -> int:
+        return self.local_attn_size - self.sink_size - self.past_size
+
+    @property
+    def fetched(self) -> tuple[int, ...]:
+        return (self.past_pool,) * (self.past_size * self.past_pool**2)
+
+    @property
+    def largest(self) -> tuple[int, ...]:
+        return (1,) * (self.sink_size + self.local_size) + self.fetched
+
+    def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
+        shift = window_shift(self, start)
+        nearby = local(self, start, self.local_size, shift)
+        last = nearby[0].frame if nearby else start
+        older = range(max(last - len(self.fetched), self.sink_size), last)
+        pooled = tuple(Piece(COMPRESSED, frame, 0, self.past_pool) for frame in older)
+        return ContextPlan((sink(self, start) + pooled + nearby,), own(self, start, shift))
+
+    def describe(self) -> str:
+        pooled = f"{len(self.fetched)} older at 1/{self.past_pool**2} of their tokens"
+        return f"[sink {self.sink_size} | {pooled} | local {self.local_size}]{self.describe_commit()}"
+
+
+POLICIES: dict[str, type[ContextPolicy]] = {
+    "native": SlidingWindow,
+    "latentmem": RetrievedMemory,
+    "rolling_sink": RollingSink,
+    "compressed_past": CompressedPast,
+}
 
 
 def window_shift(policy: ContextPolicy, start: int) -> int:
@@ -212,3 +322,36 @@ def local(policy: ContextPolicy, start: int, size: int, shift: int = 0) -> tuple
 def own(policy: ContextPolicy, start: int, shift: int = 0) -> tuple[Piece, ...]:
     """The block's frames."""
     return tuple(Piece(OWN, frame, frame - shift) for frame in range(start, start + policy.block))
+
+
+def commit_same(policy: ContextPolicy, plan: ContextPlan) -> ContextPlan:
+    """As it was denoised."""
+    return plan
+
+
+def commit_own(policy: ContextPolicy, plan: ContextPlan) -> ContextPlan:
+    """The block alone (ID-Forcing, arXiv 2610.03120)."""
+    return ContextPlan(((),), plan.own)
+
+
+def commit_newest(policy: ContextPolicy, plan: ContextPlan) -> ContextPlan:
+    """The newest real frames: no sink, nothing retrieved (Commit Forcing)."""
+    first = plan.own[0]
+    shift = first.frame - first.position
+    oldest = max(plan.start + len(plan.own) - policy.commit_frames, 0)
+    past = tuple(Piece(LOCAL, frame, frame - shift) for frame in range(oldest, plan.start))
+    return ContextPlan((past,), plan.own)
+
+
+def commit_without_memory(policy: ContextPolicy, plan: ContextPlan) -> ContextPlan:
+    """All but what was retrieved."""
+    row = tuple(piece for piece in plan.past[0] if piece.role != RETRIEVED)
+    return ContextPlan((row,), plan.own)
+
+
+COMMIT_RULES: dict[str, Callable[[ContextPolicy, ContextPlan], ContextPlan]] = {
+    "same": commit_same,
+    "own": commit_own,
+    "newest": commit_newest,
+    "without_memory": commit_without_memory,
+}

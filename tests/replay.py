@@ -24,6 +24,12 @@ from utils.files import require_file
 from wan.params import LatentFormat, params_from_dict
 
 DEFAULT_TOLERANCE = 2e-5  # float32 on a CPU
+METHODS = {  # `method.name` of a recording -> settings of the context beside those that the recording has itself
+    "infinity-rope": {"window_positions": True},
+    "commit-forcing": {"commit_rule": "newest"},
+    "rolling-sink": {"policy": "rolling_sink"},
+    "id-forcing": {"window_positions": True, "commit_rule": "own"},
+}
 
 
 def replay(path: Path) -> bool:
@@ -65,12 +71,13 @@ def recorded_pipeline(record: dict, folder: Path, noise_shape: torch.Size) -> Pi
     weights, args = dict(record["weights"]), dict(record["config"]["args"])
     kwargs = dict(args.pop("model_kwargs"))
     _, frames, channels, height, width = noise_shape
+    method = METHODS.get(record.get("method", {}).get("name"), {})
     format = LatentFormat(channels)
     ae_ckpt = weights.get("ae_ckpt", kwargs.get("ae_ckpt"))
     adapter = weights.get("adapter") or record.get("adapter")
     settings = {
         **args,
-        "model_kwargs": kwargs | ({"ae_ckpt": str(folder / ae_ckpt)} if ae_ckpt else {}),
+        "model_kwargs": kwargs | method | ({"ae_ckpt": str(folder / ae_ckpt)} if ae_ckpt else {}),
         **{key: str(folder / weights[key]) for key in ("generator_ckpt", "lora_ckpt") if weights.get(key)},
         **({"adapter": adapter} if adapter else {}),
         **{"use_ema": bool(weights.get("use_ema")), "device": "cpu", "dtype": "float32"},

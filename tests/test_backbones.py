@@ -10,7 +10,7 @@ import pytest
 import generate_latent
 import inference
 from pipeline import downloads
-from pipeline.backbones import BACKBONES, METHODS, SAMPLES, all_files, config_path
+from pipeline.backbones import BACKBONES, METHODS, SAMPLES, all_files, arguments
 from pipeline.config import load_config
 from utils import paths
 from utils.errors import UserError
@@ -52,7 +52,8 @@ def refusal(main, monkeypatch, config: str, *typed: str) -> str:
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_row_has_the_files_that_its_configs_name(backbone, method):
-    config, row = load_config(ROOT / config_path(backbone, method)), BACKBONES[backbone]
+    path, *settings = arguments(backbone, method)
+    config, row = load_config(path, settings), BACKBONES[backbone]
     assert f"{config.model_root}/{config.model_name}" == row.model.folder
     named = [Path(config.generator_ckpt), *(path for path, _ in config.loras())]
     assert named == [file.path for file in row.weights]
@@ -130,8 +131,8 @@ def answer(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_the_table_answers_the_launcher():
-    run = answer("config", "longlive", "native")
-    assert (run.returncode, run.stdout, run.stderr) == (0, "configs/longlive_native.yaml\n", "")
+    run = answer("run", "longlive", "native")
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"{ROOT}/configs/longlive_native.yaml\n", "")
     run = answer("usage")
     assert run.returncode == 0 and all(name in run.stdout for name in (*BACKBONES, *METHODS))
 
@@ -139,10 +140,10 @@ def test_the_table_answers_the_launcher():
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["config", "longlife", "native"], "did you mean 'longlive'?"),
-        (["config", "longlive", "latent"], "did you mean 'latentmem'?"),
-        (["config", "longlive"], "name a backbone and a method"),
-        (["config"], "name a backbone and a method"),
+        (["run", "longlife", "native"], "did you mean 'longlive'?"),
+        (["run", "longlive", "latent"], "did you mean 'latentmem'?"),
+        (["run", "longlive"], "name a backbone and a method"),
+        (["run"], "name a backbone and a method"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_usage(words, said):

@@ -1,10 +1,23 @@
 """Context policies are integer bookkeeping: their rules hold for every possible layout."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.context import LOCAL, OWN, RETRIEVED, SINK, RetrievedMemory, SlidingWindow
+from pipeline.context import (
+    COMMIT_RULES,
+    LOCAL,
+    OWN,
+    RETRIEVED,
+    SINK,
+    CompressedPast,
+    RetrievedMemory,
+    RollingSink,
+    SlidingWindow,
+)
 from utils.errors import UserError
 
 
@@ -23,6 +36,12 @@ windows = st.builds(lambda found, at_window: SlidingWindow(**found, window_posit
                     sizes(memory=False), st.booleans())  # fmt: skip
 memories = st.builds(lambda found, spare: RetrievedMemory(**found, unused_to_local=spare),
                      sizes(memory=True), st.booleans())  # fmt: skip
+rollings = st.builds(lambda block, turns: RollingSink(local_attn_size=block * (2 + turns), sink_size=0, block=block),
+                     st.integers(1, 4), st.integers(0, 5))  # fmt: skip
+compressed = st.builds(
+    lambda past, pool, more: CompressedPast(local_attn_size=5 + past + more, past_size=past, past_pool=pool),
+    st.integers(0, 3), st.integers(1, 3), st.integers(0, 5),
+)  # fmt: skip
 blocks = st.integers(0, 60)
 
 
@@ -91,3 +110,52 @@ def test_impossible_layouts_are_refused_with_the_reason(sizes, names):
     with pytest.raises(UserError) as error:
         RetrievedMemory(**sizes)
     assert all(name in str(error.value) for name in names)
+
+
+@given(rollings, st.integers(0, 40))
+def test_a_rolling_sink_goes_to_and_fro_through_the_first_frames(policy, block):
+    start = block * policy.block
+    plan = policy.plan(start)
+    past = plan.past[0]
+    assert [piece.position for piece in past] == list(
+        range(max(start + policy.block - policy.local_attn_size, 0), start)
+    )
+    for piece in past:
+        real = piece.position >= start - policy.block
+        assert piece.frame == piece.position if real else piece.frame < policy.pinned
+    for one, other in pairwise(past):
+        if other.position < start - policy.block:
+            assert abs(one.frame - other.frame) <= 1, "neighbours in the window are neighbours among the first frames"
+
+
+@given(compressed, blocks)
+def test_a_compressed_past_fits_its_room_and_joins_the_local_frames(policy, block):
+    start = block * policy.block
+    plan = policy.plan(start)
+    assert len(plan.pieces()) <= len(policy.largest)
+    seen = plan.attended()
+    assert list(seen) == sorted(set(seen))
+    after_sink = [frame for frame in seen if frame >= policy.sink_size]
+    assert after_sink == list(range(after_sink[0], after_sink[-1] + 1)), "no gap between older and local frames"
+
+
+@pytest.mark.parametrize("rule", COMMIT_RULES)
+@given(st.one_of(windows, memories), blocks)
+def test_a_commit_keeps_the_block_where_it_was_and_sees_real_frames_alone(rule, policy, block):
+    policy = replace(
+        policy, commit_rule=rule, commit_frames=policy.block + min(2, policy.local_attn_size - policy.block)
+    )
+    start = block * policy.block
+    candidates = list(policy.candidates(start))[: policy.memory_size]
+    plan = policy.plan(start, [candidates] if candidates else [])
+    commit = policy.commit(plan)
+    assert commit.own == plan.own
+    if rule != "same":
+        assert not commit.frames(RETRIEVED)
+    if rule == "own":
+        assert commit.past == ((),)
+    if rule == "newest":
+        assert len(commit.pieces()) <= policy.commit_frames
+        assert {piece.frame - piece.position for piece in commit.pieces()} == {start - plan.own[0].position}
+    oldest = start + policy.block - policy.recent
+    assert all(piece.role != LOCAL or piece.frame >= oldest for piece in commit.pieces()), "what is kept at hand"

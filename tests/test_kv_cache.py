@@ -1,6 +1,6 @@
 """The cache executes any plan: what it attends to equals the plain way, and nothing moves without need."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
@@ -13,12 +13,22 @@ from pipeline.bank.bank import Bank, build_bank
 from pipeline.bank.codec import Plain
 from pipeline.bank.settings import BankSettings
 from pipeline.bank.tiers import RamTier
-from pipeline.context import LOCAL, RETRIEVED, ContextPlan, ContextPolicy, Piece, RetrievedMemory, own, sink
+from pipeline.context import (
+    COMMIT_RULES,
+    LOCAL,
+    RETRIEVED,
+    ContextPlan,
+    ContextPolicy,
+    Piece,
+    RetrievedMemory,
+    own,
+    sink,
+)
 from pipeline.descriptors import AvgPool
 from pipeline.kv_cache import FrameShape, KVCache
 from pipeline.plain import PlainCache
 from pipeline.retrieval import Retrieval
-from tests.test_context import memories, windows
+from tests.test_context import compressed, memories, rollings, windows
 
 BATCH = 2
 SHAPE = FrameShape(batch=BATCH, layers=2, rows=3, columns=2, heads=2, head_dim=12)
@@ -72,9 +82,16 @@ def projections(block: int, generator: torch.Generator, dtype: torch.dtype = tor
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-6)])
 @settings(max_examples=40)
-@given(st.one_of(windows, memories, pooling), st.randoms(use_true_random=False))
-def test_the_cache_equals_the_plain_way_for_any_policy(dtype, bound, policy, random):
+@given(
+    st.one_of(windows, memories, pooling, rollings, compressed),
+    st.sampled_from(sorted(COMMIT_RULES)),
+    st.randoms(use_true_random=False),
+)
+def test_the_cache_equals_the_plain_way_for_any_policy(dtype, bound, policy, rule, random):
     """Queries to the last bit; attention within the type's rounding of values near 1, as its order of keys differs."""
+    policy = replace(
+        policy, commit_rule=rule, commit_frames=policy.block + 1 if policy.local_size > policy.block else policy.block
+    )
     cache = KVCache(SHAPE, policy, banked(3, 200, dtype=dtype), dtype=dtype)
     plain = PlainCache(SHAPE)
     generator = torch.Generator().manual_seed(0)

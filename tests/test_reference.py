@@ -24,7 +24,7 @@ from wan.vae import StreamingDecoder, encode, load_vae
 
 GOLDENS = Path(__file__).parent / "goldens"
 CONFIGS = [path for path in sorted((GOLDENS / "configs").glob("*.json")) if path.stem.endswith(("native", "latentmem"))]
-ROLLOUTS = sorted(GOLDENS.glob("rollout_*.json"))
+ROLLOUTS = sorted([*GOLDENS.glob("rollout_*.json"), *GOLDENS.glob("methods/*.json")])
 
 
 def golden(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
