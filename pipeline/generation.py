@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline.bank.bank import TransferStats
-from pipeline.context import ContextPlan, ContextPolicy
+from pipeline.context import ContextPlan, ContextPolicy, Piece
 from pipeline.kv_cache import Cache
 from pipeline.noise import NoiseSource
 from pipeline.retrieval import Index, Selection
 from pipeline.sampler import Sampler
+from pipeline.scenes import SWITCHES, Scene, whole_plan
+from utils.settings import require_choice
 from wan.model import CausalWanModel, TextKV
 
 
@@ -55,6 +57,8 @@ class Generation:
         frames: length of the video in latent frames; after the last one nothing is retrieved. None: no end is known.
         start: first frame of the block to come.
         selection: what was retrieved for it.
+        scene: how plans differ since the prompt was switched.
+        recent: the latest latents, as many as the window has, to make their keys and values again.
     """
 
     model: CausalWanModel
@@ -70,11 +74,14 @@ class Generation:
     frames: int | None = None
     start: int = field(default=0, init=False)
     selection: Selection | None = field(default=None, init=False)
+    scene: Scene = field(default=Scene(), init=False)
+    recent: torch.Tensor | None = field(default=None, init=False)
 
     @torch.no_grad()  # not inference mode, in which torchao's weights cannot change device
     def begin(self) -> ContextPlan:
         """Plan the block to come and assemble what it attends to."""
         plan = self.policy.plan(self.start, self.selection.frames if self.selection else ())
+        plan = self.scene.adapt(plan)
         self.cache.begin(plan)
         return plan
 
@@ -97,6 +104,7 @@ class Generation:
         """
         chosen = self.selection
         self.start += len(plan.own)
+        self._remember(latents)
         self.cache.commit(self.policy.commit(plan))
         if self.index is not None:
             self.index.add(latents)
@@ -114,6 +122,38 @@ class Generation:
     def give(self, latents: torch.Tensor) -> LatentBlock:
         """Take the next block as it is given, [B, F, C, H, W] on the generation's device."""
         return self.commit(latents, self.begin())
+
+    @torch.no_grad()
+    def switch(self, prompt_embeds: torch.Tensor, how: str = "text") -> None:
+        """Go on under other prompts.
+
+        Args:
+            prompt_embeds: [B, text_len, text_dim]
+            how: a name in `pipeline.scenes.SWITCHES`.
+
+        Raises:
+            UserError: no such rule.
+        """
+        require_choice("how", how, SWITCHES)
+        self.text = self.model.encode_text(prompt_embeds.to(self.device))
+        SWITCHES[how](self)
+
+    @torch.no_grad()
+    def recommit(self, frames: range, past: tuple[Piece, ...] = ()) -> None:
+        """Make the keys and values of recent frames again, under the present prompt, all in view of each other.
+
+        Args:
+            past: what else they see.
+        """
+        if not frames:
+            return
+        oldest = self.start - self.recent.shape[1]
+        self.cache.commit(whole_plan(frames, past))
+        self._flow(self.recent[:, frames.start - oldest : frames.stop - oldest], self.context_noise)
+
+    def _remember(self, latents: torch.Tensor) -> None:
+        known = latents if self.recent is None else torch.cat([self.recent, latents], dim=1)
+        self.recent = known[:, -self.policy.local_attn_size :]
 
     def _flow(self, x: torch.Tensor, timestep: float) -> torch.Tensor:
         t = torch.full((len(x), 1), float(timestep), device=x.device)

@@ -74,6 +74,9 @@ class Cache(Protocol):
     def commit(self, plan: ContextPlan) -> None:
         """Assemble the context of the next forward, which leaves the block's keys and values for later blocks."""
 
+    def pin(self, frames: Sequence[int]) -> None:
+        """Keep these frames for ever, in place of the video's first ones; what they hold is committed next."""
+
     def pop_transfers(self) -> TransferStats:
         """What moved into and out of the bank since this was last asked."""
 
@@ -104,7 +107,8 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.shape, self.bank, self.pinned_frames = shape, bank, policy.pinned
+        self.shape, self.bank = shape, bank
+        self.pins = {frame: frame for frame in range(policy.pinned)}  # frame -> its place in `pinned`
 
         def empty(*leading: int) -> torch.Tensor:
             return torch.empty(*leading, shape.heads, shape.head_dim, device=device, dtype=dtype)
@@ -185,15 +189,27 @@ class KVCache:
     def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
         """Write this forward's own keys and values; see `wan.model.Context`."""
         if self.committing:
-            block = len(self.assembled.own)
-            first = self.assembled.start % len(self.ring)
-            kept = self.ring[first : first + block, :, :, layer]  # [block, B, 2, tokens, heads, head_dim]
-            kept[:, :, 0] = rearrange(k, "b (f n) h d -> f b n h d", f=block)
-            kept[:, :, 1] = rearrange(v, "b (f n) h d -> f b n h d", f=block)
+            self._keep(layer, k, v)
         keys, values = self.context[:, layer, :, : self.stop]
         keys[:, self.start :] = rotate(k, self.own_table)
         values[:, self.start :] = v
         return Attended(rotate(q, self.own_table), keys, values)
+
+    def _keep(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store a layer's unrotated keys and values [B, T, heads, head_dim] of the plan's own frames."""
+        own = self.assembled.own
+        for piece, key, value in zip(own, k.chunk(len(own), dim=1), v.chunk(len(own), dim=1), strict=True):
+            kept = []
+            if piece.frame in self.pins:
+                kept.append(self.pinned[self.pins[piece.frame]])
+            if piece.frame >= self.end - len(self.ring):
+                kept.append(self.ring[piece.frame % len(self.ring)])
+            for frame in kept:  # [B, 2, layers, tokens, heads, head_dim]
+                frame[:, 0, layer] = key
+                frame[:, 1, layer] = value
+
+    def pin(self, frames: Sequence[int]) -> None:
+        self.pins = {frame: place for place, frame in enumerate(frames)}
 
     def _assemble(self, plan: ContextPlan) -> None:
         rows = [self._arranged(sample, row) for sample, row in enumerate(self._rows(plan))]
@@ -266,8 +282,8 @@ class KVCache:
 
     def _whole(self, frame: int, samples: slice) -> torch.Tensor:
         """All tokens of a frame that is pinned or recent."""
-        if frame < self.pinned_frames:
-            return self.pinned[frame, samples]
+        if frame in self.pins:
+            return self.pinned[self.pins[frame], samples]
         return self.ring[frame % len(self.ring), samples]
 
     def _is_staged(self, piece: Piece) -> bool:
@@ -275,7 +291,7 @@ class KVCache:
         return piece.role == RETRIEVED or not self._at_hand(piece.frame)
 
     def _at_hand(self, frame: int) -> bool:
-        return frame < self.pinned_frames or frame >= self.end - len(self.ring)
+        return frame in self.pins or frame >= self.end - len(self.ring)
 
     def _key(self, piece: Piece) -> tuple[int, int, int]:
         return piece.frame, piece.pool, self.versions.get(piece.frame, 0)
@@ -299,18 +315,16 @@ class KVCache:
             self.bank.fetch(frame, sample, out)
 
     def _retire(self, plan: ContextPlan) -> None:
-        """Before a new block overwrites its part of the ring: keep pinned frames, hand the oldest to the bank."""
-        finished = self.assembled.own if self.assembled else ()
-        for piece in finished:
-            if piece.frame < self.pinned_frames:
-                self.pinned[piece.frame] = self.ring[piece.frame % len(self.ring)]
-        start, block = plan.start, len(plan.own)
-        self.end = start + block
-        leaving = range(start - len(self.ring), start - len(self.ring) + block)
-        kept = [frame for frame in leaving if frame >= self.pinned_frames]
-        if self.bank is not None and kept:
-            first = kept[0] % len(self.ring)
-            self.bank.put(kept, self.ring[first : first + len(kept)])
+        """Before a new block overwrites its part of the ring: hand the oldest frames to the bank."""
+        block = len(plan.own)
+        self.end = plan.start + block
+        if self.bank is None:
+            return
+        oldest = plan.start - len(self.ring)
+        for frame in range(max(oldest, 0), oldest + block):
+            if frame not in self.pins:
+                place = frame % len(self.ring)
+                self.bank.put([frame], self.ring[place : place + 1])
 
     def _table(self, position: int, pool: int) -> Table:
         """Rotation of a piece; the latest ones are kept, as most positions come again in the next block."""

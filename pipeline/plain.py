@@ -38,6 +38,9 @@ class PlainCache:
     def commit(self, plan: ContextPlan) -> None:
         self.plan = plan
 
+    def pin(self, frames: Sequence[int]) -> None:
+        """All frames are kept anyway."""
+
     def pop_transfers(self) -> TransferStats:
         return TransferStats()
 

@@ -9,7 +9,9 @@ selections and their order are equal; exits with 1 beyond the recording's tolera
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import load_file
@@ -41,7 +43,7 @@ def replay(path: Path) -> bool:
     inputs = path.with_name(path.stem.removesuffix("_steps") + ".safetensors")
     noise = load_file(inputs) if "noise" not in expected else expected
     pipeline = recorded_pipeline(record, path.parent, noise["noise"].shape)
-    produced, selections = generate(pipeline, noise)
+    produced, selections = generate(pipeline, noise, switches_of(record))
     tolerance = record.get("tolerance", DEFAULT_TOLERANCE)
     print(f"{path.name}: tolerance {tolerance:g}")
     passed = True
@@ -93,7 +95,24 @@ def recorded_pipeline(record: dict, folder: Path, noise_shape: torch.Size) -> Pi
     return assemble(config, model, format, device)
 
 
-def generate(pipeline: Pipeline, recorded: dict[str, torch.Tensor]) -> tuple[dict, list]:
+def switches_of(record: dict) -> dict[int, tuple[str, str]]:
+    """First frame of each later scene -> the tensor with its prompt, and the rule of the switch."""
+    method = record.get("method", {})
+    found = {}
+    for number, frame in enumerate(record.get("scene_first_frames", [0])[1:], start=1):
+        if method["name"] == "infinity-rope":
+            how = "cut" if method["rope_cut"][number - 1] else "flush"
+        else:
+            how = "recache" if method["global_sink"] else "recache_sink"
+        found[frame] = (f"prompt_embeds_{number}", how)
+    return found
+
+
+def generate(
+    pipeline: Pipeline,
+    recorded: dict[str, torch.Tensor],
+    switches: Mapping[int, tuple[str, str]] = MappingProxyType({}),
+) -> tuple[dict, list]:
     """Run the recorded generation; returns its tensors under the recording's names, and the selections."""
     steps = len(pipeline.config.denoising_step_list)
     sampler = pipeline.sampler
@@ -101,7 +120,12 @@ def generate(pipeline: Pipeline, recorded: dict[str, torch.Tensor]) -> tuple[dic
     hook = pipeline.model.register_forward_hook(lambda module, inputs, flow: calls.append((inputs[0], inputs[1], flow)))
     noise = RecordedNoise(recorded["noise"], recorded["renoise"])
     generation = pipeline.start_from(recorded["prompt_embeds"], noise)
-    blocks = [generation.step() for _ in range(0, pipeline.config.num_output_frames, pipeline.policy.block)]
+    blocks = []
+    while generation.start < pipeline.config.num_output_frames:
+        if generation.start in switches:
+            embeds, how = switches[generation.start]
+            generation.switch(recorded[embeds], how)
+        blocks.append(generation.step())
     hook.remove()
 
     def joined(forward: int) -> torch.Tensor:

@@ -22,9 +22,11 @@ from pipeline.pipeline import Pipeline
 from pipeline.plain import PlainCache
 from pipeline.retrieval import Retrieval
 from pipeline.samples import Sample
+from pipeline.scenes import SWITCHES
 from pipeline.selection import SELECTIONS
 from tests import miniature
 from tests.miniature import latentmem, make_family
+from utils.errors import UserError
 from wan.model import CausalWanModel
 from wan.vae import StreamingDecoder
 
@@ -360,3 +362,28 @@ def test_samples_are_told_apart_by_their_numbers(root, settings):
     pipeline = with_memory(root, settings)
     one = Sample(PROMPTS[0])
     assert not torch.equal(latents(pipeline, one), latents(pipeline, replace(one, number=1)))
+
+
+@pytest.mark.parametrize("how", SWITCHES)
+@pytest.mark.parametrize("kwargs", [{"use_latentmem": False}, {}], ids=["native", "latentmem"])
+def test_a_switched_prompt_changes_what_follows_and_equals_the_plain_way(root, settings, kwargs, how, monkeypatch):
+    pipeline = with_memory(root, settings, **kwargs)
+
+    def switched() -> torch.Tensor:
+        generation = pipeline.start(PROMPTS[0])
+        blocks = [generation.step() for _ in range(5)]
+        generation.switch(pipeline.prompt_embeds([PROMPTS[1]]), how)
+        blocks += [generation.step() for _ in range(3)]
+        return torch.cat([block.latents for block in blocks], dim=1)
+
+    found, unswitched = switched(), latents(pipeline, Sample(PROMPTS[0]))
+    assert torch.equal(found[:, :15], unswitched[:, :15])
+    assert not torch.allclose(found[:, 15:], unswitched[:, 15:], atol=1e-3)
+    monkeypatch.setattr(Pipeline, "build_cache", lambda self, batch, index: PlainCache(self.frame_shape(batch)))
+    torch.testing.assert_close(found, switched(), atol=1e-5, rtol=1e-5)
+
+
+def test_an_unknown_switch_is_refused(root, settings):
+    pipeline = with_memory(root, settings)
+    with pytest.raises(UserError, match="did you mean 'flush'"):
+        pipeline.start(PROMPTS[0]).switch(pipeline.prompt_embeds([PROMPTS[1]]), "flsh")
