@@ -19,6 +19,7 @@ from pipeline.preflight import preflight
 from pipeline.selection import SELECTIONS
 from tests.miniature import make_family
 from tinyworld import benchmark, oracle_memory, report
+from tinyworld.judging.latent_errors import latent_errors, uncovered
 from tinyworld.world.film import held_out
 from utils.errors import UserError
 from utils.files import write_json
@@ -41,7 +42,7 @@ def test_the_oracle_memory_retrieves_by_the_cameras_truth_and_the_other_scene_is
 
 
 def test_new_columns_are_those_that_the_camera_uncovers():
-    new = oracle_memory.uncovered(np.array([[88, 80, 72], [104, 112, 120]]), np.array([96, 96]))
+    new = uncovered(np.array([[88, 80, 72], [104, 112, 120]]), np.array([96, 96]))
     assert new.sum(-1).tolist() == [[1, 2, 3], [1, 2, 3]]
     assert new[0, 2, :3].all() and new[1, 2, -3:].all()
 
@@ -50,7 +51,7 @@ def test_errors_in_the_subjects_lane_do_not_count_as_errors_of_new_columns():
     truth, camera = torch.zeros(1, 6, 1, 8, 12), np.array([[0, 8, 16, 24, 32, 40]])
     made = truth[:, 3:].clone()
     made[..., 6:, :] = 1
-    whole, new = oracle_memory.mistakes({3: made}, truth, camera)
+    whole, new = latent_errors({3: made}, truth, camera)
     assert (whole, new) == (0.25, 0)
 
 

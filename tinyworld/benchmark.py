@@ -8,6 +8,7 @@ over processes.
 
 import hashlib
 import inspect
+import itertools
 import re
 import sys
 import time
@@ -90,12 +91,12 @@ class BenchmarkSettings(Settings):
 
     def units(self) -> list[Unit]:
         """(prompt, sample) of every video of a row."""
-        if self.subset:
-            return [(prompt, 0) for prompt in range(SUBSET)]
-        units = []
-        for prompt in range(self.prompts):
-            units += [(prompt, sample) for sample in range(self.samples)]
-        return units
+        samples = 1 if self.subset else self.samples
+        return list(itertools.product(range(self.captions()), range(samples)))
+
+    def captions(self) -> int:
+        """How many of the held-out captions are used."""
+        return SUBSET if self.subset else self.prompts
 
     def run_config(self, row: Row) -> RunConfig:
         """The settings that a row generates with."""
@@ -120,8 +121,12 @@ def main() -> None:
     settings = load_settings(BenchmarkSettings, CONFIG, sys.argv[1:])
     stores = open_stores(settings)
     made = fill(settings, stores)
-    results = {name: store.read(settings.units()) for name, store in stores.items()}
-    finished = all(len(results[name]) == len(units_of(settings, name)) for name in stores)
+    results = {}
+    finished = True
+    for name, store in stores.items():
+        units = units_of(settings, name)
+        results[name] = store.read(units)
+        finished = finished and len(results[name]) == len(units)
     if finished and (made or rank() == 0):
         report(settings.comparisons, results, Path(settings.folder))
 
@@ -190,7 +195,11 @@ def batches_of(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> list
         units = units_of(settings, name)
         for first in range(0, len(units), settings.batch):
             batches.append((name, units[first : first + settings.batch]))
-    return [(name, units) for name, units in share(batches) if stores[name].missing(units)]
+    unfinished = []
+    for name, units in share(batches):
+        if stores[name].missing(units):
+            unfinished.append((name, units))
+    return unfinished
 
 
 def fill(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> int:
@@ -228,8 +237,7 @@ def fill(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> int:
 
 def load_row(settings: BenchmarkSettings, name: str) -> Pipeline:
     """A row's pipeline, with all captions encoded."""
-    prompts = sorted({prompt for prompt, _ in settings.units()})
-    captions = [held_out(prompt).caption for prompt in prompts]
+    captions = [held_out(prompt).caption for prompt in range(settings.captions())]
     return load(settings.run_config(settings.rows[name]), captions)
 
 

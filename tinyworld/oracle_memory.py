@@ -24,15 +24,15 @@ from pipeline.noise import SeededNoise
 from pipeline.pipeline import Pipeline
 from pipeline.retrieval import Retrieval, Selection
 from pipeline.selection import SELECTIONS
+from tinyworld.judging.latent_errors import latent_errors
 from tinyworld.training.vae import to_video
 from tinyworld.world.film import held_out
-from tinyworld.world.scene import LANE, ONE_LATENT, VIEW, pixel_frames
+from tinyworld.world.scene import ONE_LATENT, pixel_frames
 from utils.errors import UserError, run
 from utils.settings import Settings, load_settings, setting
 from utils.table import markdown
 from wan.vae import encode
 
-CELL = 8  # pixels of a latent's column, or row
 # condition -> (which candidates are retrieved, whether the records are those of the next sample of the batch);
 # by the camera's truth, or by a rule of `SELECTIONS` and the config's own descriptor
 CONDITIONS = {
@@ -162,7 +162,7 @@ def measure_errors(settings: OracleSettings, say: Callable[[str], None]) -> Erro
         truth, camera = true_latents(pipe, clips, settings.frames)
         for condition in CONDITIONS:
             made = sample(pipe, captions[clips.start : clips.stop], clips, truth, camera, condition, settings.first)
-            for part, found in zip(PARTS, mistakes(made, truth, camera), strict=True):
+            for part, found in zip(PARTS, latent_errors(made, truth, camera), strict=True):
                 for clip, error in zip(clips, found, strict=True):
                     if np.isfinite(error):
                         errors[condition][part][clip] = float(error)
@@ -212,43 +212,15 @@ def sample(
     return made
 
 
-def mistakes(made: dict[int, torch.Tensor], truth: torch.Tensor, camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean square error [B] of the samples over the whole view, and over the columns that their block uncovers.
-
-    Of the columns, the rows above the subject's lane count, as where it runs is no matter of memory. A column
-    is new when at least half of it was out of view in the frame before the block; NaN for a clip in which none is.
-
-    Args:
-        made: a block's first frame -> its sample [B, F of the block, C, h, w].
-        truth: [B, F, C, h, w].
-        camera: [B, F] pixels.
-    """
-    errors, new_columns = [], []
-    for start, latents in made.items():
-        stop = start + latents.shape[1]
-        difference = latents - truth[:, start:stop].to(latents.device)
-        errors.append(difference.square().mean(2).cpu().numpy())
-        new_columns.append(uncovered(camera[:, start:stop], camera[:, start - 1]))
-    error = np.concatenate(errors, 1)  # [B, F, rows, columns]
-    new = np.concatenate(new_columns, 1)  # [B, F, columns]
-    above_the_lane = error[:, :, : LANE // CELL].mean(2)
-    with np.errstate(invalid="ignore"):
-        of_new_columns = (above_the_lane * new).sum((1, 2)) / new.sum((1, 2))
-    return error.mean((1, 2, 3)), of_new_columns
-
-
-def uncovered(camera: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """[B, F, columns] whether each latent column of the views at `camera` [B, F] lies outside that at `before` [B]."""
-    middles = camera[..., None] + CELL * np.arange(VIEW // CELL) + CELL / 2
-    return np.abs(middles - before[:, None, None] - VIEW / 2) >= VIEW / 2
-
-
 def summary(errors: Errors) -> tuple[Means, Differences]:
     """(mean error of each condition, paired differences: the true place to each of the others, rule to rule)."""
     means: Means = {}
     for name, parts in errors.items():
         means[name] = {part: estimate(parts[part].values()) for part in PARTS}
-    pairs = [(name, "true place") for name in CONDITIONS if name != "true place"]
+    pairs = []
+    for name in CONDITIONS:
+        if name != "true place":
+            pairs.append((name, "true place"))
     pairs.append(("most similar", "around the most similar"))
     differences: Differences = {}
     for a, b in pairs:
@@ -260,9 +232,9 @@ def table(means: Means, differences: Differences) -> str:
     """Markdown: errors by condition, then paired differences; 95% intervals over clips."""
     rows = [["memory", *PARTS]]
     for name, row in means.items():
-        rows.append([name, *(f"{row[part]:.3f}" for part in PARTS)])
+        rows.append([name, f"{row['whole view']:.3f}", f"{row['new columns']:.3f}"])
     for name, row in differences.items():
-        rows.append([name, *(f"{row[part]:+.3f}" for part in PARTS)])
+        rows.append([name, f"{row['whole view']:+.3f}", f"{row['new columns']:+.3f}"])
     return markdown(rows)
 
 

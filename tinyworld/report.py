@@ -184,12 +184,13 @@ def early(videos: Sequence[np.ndarray], clips: Sequence[Clip]) -> Column:
 
 def whole(videos: Sequence[np.ndarray], clips: Sequence[Clip], window: int) -> Column:
     """What whole videos do; clips to which a measure does not apply are left out of it."""
-    column: Column = {f"{name}, whole video": [] for name in WHOLE_VIDEO}
+    column: Column = {}
     for video, clip in zip(videos, clips, strict=True):
         found = measure(video, clip, window)
         for name in WHOLE_VIDEO:
+            values = column.setdefault(f"{name}, whole video", [])
             if found[name] is not None:
-                column[f"{name}, whole video"].append(found[name])
+                values.append(found[name])
     return column
 
 
@@ -197,15 +198,18 @@ def estimates(columns: dict[str, Column]) -> dict[str, dict[str, Estimate]]:
     """Means with intervals over clips, of the measures that a column has values for."""
     table = {}
     for name, column in columns.items():
-        table[name] = {measure: estimate(values) for measure, values in column.items() if values}
+        table[name] = {}
+        for measured, values in column.items():
+            if values:
+                table[name][measured] = estimate(values)
     return table
 
 
 def report_table(table: dict[str, dict[str, Estimate]]) -> str:
     """Markdown, a row for each measure: means over clips, and 95% intervals in the generated column."""
-    measures = []
+    measures: dict[str, None] = {}  # in order, each once
     for column in table.values():
-        measures += [name for name in column if name not in measures]
+        measures.update(dict.fromkeys(column))
     rows = [["", *table]]
     for name in measures:
         row = [name]

@@ -96,7 +96,10 @@ def means_table(means: Means) -> str:
     """Markdown: a row for each way to generate, means with 95% intervals over prompts."""
     rows = [["", *METRICS]]
     for name, row in means.items():
-        rows.append([name, *(f"{row[metric]:.2f}" if metric in row else "" for metric in METRICS)])
+        cells = [name]
+        for metric in METRICS:
+            cells.append(f"{row[metric]:.2f}" if metric in row else "")
+        rows.append(cells)
     return markdown(rows)
 
 

@@ -1,6 +1,6 @@
 """Clips of unseen scenes as latents, with the camera's truth beside them: `python -m tinyworld.truth [FOLDER]`.
 
-`python -m ae.evaluate` judges retrieval rules on them.
+Retrieval rules are judged on them (docs/retrieval_encoder.md).
 """
 
 import argparse
