@@ -108,7 +108,9 @@ def small(folder: Path) -> list[str]:
         "world.shown=[1]", "vae.base_dim=8", "vae.check_clips=1", f"vae.stages={stages}", "latents.clips=2",
         "latents.starts=2", "backbone.dim=24", "backbone.ffn_dim=32", "backbone.num_layers=1", "backbone.num_heads=2",
         "backbone.text_dim=16", "backbone.steps=2", "backbone.batch=1", "backbone.start_batch=1", "backbone.copies=1",
-        "backbone.warmup=1", "latents.frames=48", "fewstep.steps=2", "fewstep.copies=1", "fewstep.start_batch=1",
+        "backbone.warmup=1", "backbone.frames=24", "latents.frames=24", "latents.start_frames=3",
+        "backbone.start_blocks=1", "fewstep.start_blocks=1", "fewstep.steps=2", "fewstep.copies=1",
+        "fewstep.start_batch=1",
         "encoder.corpus=['inference_iter=2', 'batch_size=2', 'num_output_frames=12', 'denoising_step_list=[1000]', "
         "'max_video_saves=0', 'text_cache=null']",
         "encoder.training=['epochs=2', 'hidden_dims=[8]', 'latent_dim=8', 'batch_size=2', 'val_split=0.5']",
