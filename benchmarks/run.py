@@ -150,13 +150,14 @@ class Run:
 
         from benchmarks.random_models import format_of
         from pipeline.bank.bank import build_bank
-        from pipeline.context import RetrievedMemory, SlidingWindow
         from pipeline.descriptors import AvgPool
+        from pipeline.frames import FrameShape
         from pipeline.generation import Generation
-        from pipeline.kv_cache import FrameShape, KVCache
+        from pipeline.kv_cache import KVCache
         from pipeline.noise import SeededNoise
         from pipeline.pipeline import leaving_frames
         from pipeline.plain import PlainCache
+        from pipeline.policies import RetrievedMemory, SlidingWindow
         from pipeline.retrieval import Retrieval
         from pipeline.sampler import FlowSchedule, Sampler
 
@@ -257,7 +258,7 @@ class Run:
 def block_pixels(config: BenchmarkConfig) -> int:
     """Pixel frames of a block of all samples."""
     from benchmarks.random_models import format_of
-    from pipeline.context import SlidingWindow
+    from pipeline.policies import SlidingWindow
 
     return format_of(config.size).block_frames(SlidingWindow().block) * config.batch_size
 

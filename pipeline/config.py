@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bank.settings import BankSettings
-from pipeline.context import POLICIES, ContextPolicy
+from pipeline.context import ContextPolicy
 from pipeline.descriptors import DESCRIPTORS, Descriptor
 from pipeline.downloads import require_downloaded
 from pipeline.footprint import PRESETS, Preset
+from pipeline.policies import POLICIES
 from pipeline.selection import SELECTIONS
 from utils.command_line import as_overrides
 from utils.errors import UserError

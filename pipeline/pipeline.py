@@ -12,8 +12,9 @@ from pipeline.config import RunConfig
 from pipeline.context import ContextPolicy
 from pipeline.decode import decode_stream
 from pipeline.descriptors import Describe
+from pipeline.frames import FrameShape
 from pipeline.generation import Generation, LatentBlock
-from pipeline.kv_cache import Cache, FrameShape, KVCache, ring_frames
+from pipeline.kv_cache import Cache, KVCache, ring_frames
 from pipeline.noise import NoiseSource, SeededNoise
 from pipeline.retrieval import Index, Retrieval
 from pipeline.sampler import Sampler

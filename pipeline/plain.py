@@ -6,7 +6,7 @@ import torch
 
 from pipeline.bank.bank import TransferStats
 from pipeline.context import ContextPlan, Piece
-from pipeline.kv_cache import FrameShape, pooled
+from pipeline.frames import FrameShape, pooled
 from wan.model import Attended
 from wan.rope import rope_table, rotate
 

@@ -17,7 +17,8 @@ from pipeline.bank.codec import build_codec
 from pipeline.config import RunConfig
 from pipeline.context import ContextPolicy
 from pipeline.footprint import GB, Free, MemoryPlan, Part, Phase, Preset, placed, transformer_work
-from pipeline.kv_cache import FrameShape, KVCache, ring_frames
+from pipeline.frames import FrameShape
+from pipeline.kv_cache import KVCache, ring_frames
 from pipeline.offload import require_quantization
 from pipeline.sampler import FlowSchedule
 from utils.errors import UserError

@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.run import BenchmarkConfig, linear_flops, measure, table
-from pipeline.context import SlidingWindow
-from pipeline.kv_cache import FrameShape
+from pipeline.frames import FrameShape
 from pipeline.plain import PlainCache
+from pipeline.policies import SlidingWindow
 from tests.miniature import PARAMS
 from wan.model import CausalWanModel
 

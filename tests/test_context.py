@@ -7,17 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.context import (
-    COMMIT_RULES,
-    LOCAL,
-    OWN,
-    RETRIEVED,
-    SINK,
-    CompressedPast,
-    RetrievedMemory,
-    RollingSink,
-    SlidingWindow,
-)
+from pipeline.context import COMMIT_RULES, LOCAL, OWN, RETRIEVED, SINK
+from pipeline.policies import CompressedPast, RetrievedMemory, RollingSink, SlidingWindow
 from utils.errors import UserError
 
 

@@ -13,13 +13,14 @@ from pipeline import sinks
 from pipeline.bank.bank import Bank
 from pipeline.build import load
 from pipeline.config import load_config
-from pipeline.context import POLICIES, RETRIEVED, SINK, ContextPlan, ContextPolicy, Piece, SlidingWindow, own
+from pipeline.context import RETRIEVED, SINK, ContextPlan, ContextPolicy, Piece, own
 from pipeline.decode import to_uint8
 from pipeline.descriptors import DESCRIPTORS
 from pipeline.kv_cache import KVCache
 from pipeline.noise import RecordedNoise, SeededNoise
 from pipeline.pipeline import Pipeline
 from pipeline.plain import PlainCache
+from pipeline.policies import POLICIES, SlidingWindow
 from pipeline.retrieval import Retrieval
 from pipeline.samples import Sample
 from pipeline.scenes import SWITCHES

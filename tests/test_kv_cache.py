@@ -13,20 +13,12 @@ from pipeline.bank.bank import Bank, build_bank
 from pipeline.bank.codec import Plain
 from pipeline.bank.settings import BankSettings
 from pipeline.bank.tiers import RamTier
-from pipeline.context import (
-    COMMIT_RULES,
-    LOCAL,
-    RETRIEVED,
-    ContextPlan,
-    ContextPolicy,
-    Piece,
-    RetrievedMemory,
-    own,
-    sink,
-)
+from pipeline.context import COMMIT_RULES, LOCAL, RETRIEVED, ContextPlan, ContextPolicy, Piece, own, sink
 from pipeline.descriptors import AvgPool
-from pipeline.kv_cache import FrameShape, KVCache
+from pipeline.frames import FrameShape
+from pipeline.kv_cache import KVCache
 from pipeline.plain import PlainCache
+from pipeline.policies import RetrievedMemory
 from pipeline.retrieval import Retrieval
 from tests.test_context import compressed, memories, rollings, windows
 

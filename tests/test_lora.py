@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.context import SlidingWindow
-from pipeline.kv_cache import FrameShape, KVCache
+from pipeline.frames import FrameShape
+from pipeline.kv_cache import KVCache
+from pipeline.policies import SlidingWindow
 from utils.errors import UserError
 from wan.checkpoint import load_generator
 from wan.lora import add_loras, linear_layers

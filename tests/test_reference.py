@@ -12,8 +12,9 @@ from pipeline.bank.bank import Bank
 from pipeline.bank.codec import Plain
 from pipeline.bank.tiers import RamTier
 from pipeline.config import CorpusConfig, RunConfig, load_config
-from pipeline.context import RetrievedMemory, SlidingWindow
-from pipeline.kv_cache import FrameShape, KVCache
+from pipeline.frames import FrameShape
+from pipeline.kv_cache import KVCache
+from pipeline.policies import RetrievedMemory, SlidingWindow
 from pipeline.sampler import FlowSchedule
 from tests.replay import replay
 from wan.checkpoint import load_generator

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import context, load, selection
+from pipeline import context, load, policies, selection
 from pipeline.bank.codec import build_codec
 from pipeline.bank.tiers import RamTier
 from pipeline.config import load_config
@@ -212,9 +212,9 @@ def test_the_examples_of_the_docs_work(monkeypatch):
     exec(rule, names)
     similarities = [i / 11 for i in range(12)]
     assert names["SELECTIONS"]["spread"](similarities, range(12), 5, Random(0)) == [11, 9, 7, 5, 3]
-    names = vars(context).copy()
+    names = vars(policies).copy()
     exec(policy, names)
-    monkeypatch.setitem(context.POLICIES, "every_second", names["EverySecond"])
+    monkeypatch.setitem(policies.POLICIES, "every_second", names["EverySecond"])
     pipe = load("configs/tinyworld_native.yaml", num_output_frames=36, model_kwargs={"policy": "every_second"})
     blocks = list(pipe.blocks(held_out(0, 1).caption))
     assert blocks[-1].plan.frames(context.LOCAL) == tuple(range(6, 33, 2))

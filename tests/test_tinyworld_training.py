@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline.config import load_config
-from pipeline.context import SlidingWindow
-from pipeline.kv_cache import FrameShape
+from pipeline.frames import FrameShape
 from pipeline.plain import PlainCache
+from pipeline.policies import SlidingWindow
 from tinyworld import report
 from tinyworld import train as tinyworld_train
 from tinyworld.train import CONFIG, train

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.config import load_config
-from pipeline.context import SlidingWindow
-from pipeline.kv_cache import FrameShape, KVCache
+from pipeline.frames import FrameShape
+from pipeline.kv_cache import KVCache
+from pipeline.policies import SlidingWindow
 from pipeline.preflight import preflight
 from tests.make_random_weights import make
 from utils.errors import UserError

@@ -10,8 +10,8 @@ from random import Random
 
 import torch
 
-from pipeline.context import RetrievedMemory
 from pipeline.descriptors import AutoEncoder, AvgPool, Describe
+from pipeline.policies import RetrievedMemory
 from pipeline.retrieval import Retrieval
 from pipeline.selection import SELECTIONS
 

@@ -1,0 +1,168 @@
+"""The context policies: what a block attends to, each a class whose fields are its settings.
+
+To try another one, subclass `ContextPolicy`, say what differs, and name the class in `POLICIES`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pipeline.context import (
+    COMPRESSED,
+    LOCAL,
+    RETRIEVED,
+    SINK,
+    ContextPlan,
+    ContextPolicy,
+    Piece,
+    local,
+    own,
+    sink,
+    window_shift,
+)
+from utils.errors import UserError
+from utils.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingWindow(ContextPolicy):
+    """Context of native: [sink | local]"""
+
+    window_positions: bool = setting(
+        False, "native: rotate keys to their place in the window, as latentmem does, not to their frame's index"
+    )
+
+    def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
+        assert not retrieved, "a sliding window retrieves nothing"
+        shift = window_shift(self, start) if self.window_positions else 0
+        return ContextPlan((sink(self, start) + local(self, start, self.local_size, shift),), own(self, start, shift))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievedMemory(ContextPolicy):
+    """Context of latentmem: [sink | retrieved | local] at window positions, retrieved frames at temporal index 0"""
+
+    retrieves: ClassVar[bool] = True
+
+    memory_size: int = setting(6, "latentmem: retrieved latent frames a block attends to, at most (K)", at_least=0)
+    recent_exclude: int = setting(
+        5, "latentmem: latest frames to leave the window that may not be retrieved yet (R)", at_least=0
+    )
+    unused_to_local: bool = setting(False, "latentmem: slots that nothing was retrieved for hold further local frames")
+
+    retrieved_positions: str = setting(
+        "zero",
+        "latentmem: temporal indices of retrieved frames: 0, or their places in the window, after the sink",
+        choices=("zero", "window"),
+    )
+
+    @property
+    def local_size(self) -> int:
+        reserved = 0 if self.unused_to_local else self.memory_size
+        return self.local_attn_size - self.sink_size - reserved
+
+    def candidates(self, start: int) -> range:
+        left = max(start - self.local_attn_size, 0)  # frames after the sink that left the window
+        count = max(left - self.recent_exclude, 0) if self.memory_size else 0
+        return range(self.sink_size, self.sink_size + count)
+
+    def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
+        count = len(retrieved[0]) if retrieved else 0
+        assert all(len(frames) == count for frames in retrieved), "samples must retrieve equally many frames"
+        assert count <= self.memory_size
+        shift = window_shift(self, start)
+        nearby = local(self, start, self.local_size - (count if self.unused_to_local else 0), shift)
+        first, step = (self.sink_size, 1) if self.retrieved_positions == "window" else (0, 0)
+        rows = []
+        for frames in retrieved or [()]:
+            memory = tuple(Piece(RETRIEVED, frame, first + step * place) for place, frame in enumerate(frames))
+            rows.append(sink(self, start) + memory + nearby)
+        return ContextPlan(tuple(rows), own(self, start, shift))
+
+    def describe(self) -> str:
+        local_size = self.local_attn_size - self.sink_size - self.memory_size
+        gap = self.block + self.memory_size + self.recent_exclude
+        return (
+            f"[sink {self.sink_size} | retrieved {self.memory_size} | local {local_size}]; "
+            f"{gap} frames before it are neither attended to nor retrievable yet{self.describe_commit()}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollingSink(ContextPolicy):
+    """Context of rolling_sink: [rolled | block before | own]; the rest of the window goes to and fro through the first
+    frames, at the indices of the frames that it stands for (Rolling Sink, arXiv 2602.07775)
+    """
+
+    @property
+    def pinned(self) -> int:
+        return self.local_attn_size - self.block
+
+    @property
+    def recent(self) -> int:
+        return 2 * self.block
+
+    def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
+        past = []
+        for place in range(max(start + self.block - self.local_attn_size, 0), start):
+            if place >= start - self.block:
+                past.append(Piece(LOCAL, place, place))
+            else:
+                past.append(Piece(SINK, self._rolled(place), place))
+        return ContextPlan((tuple(past),), own(self, start))
+
+    def _rolled(self, place: int) -> int:
+        """The early frame that stands for the one at `place`."""
+        turn, step = divmod(place, self.pinned)
+        return step if turn % 2 == 0 else self.pinned - 1 - step
+
+    def describe(self) -> str:
+        return f"[{self.pinned - self.block} rolled among the first {self.pinned} | local {2 * self.block}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressedPast(ContextPolicy):
+    """Context of compressed_past: [sink | older frames, pooled | local] at window positions, older frames at index 0"""
+
+    past_size: int = setting(6, "compressed_past: room for older frames, in whole frames", at_least=0)
+    past_pool: int = setting(
+        2, "compressed_past: an older frame keeps the means over this many tokens along each side", at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        room = self.local_attn_size - self.sink_size - self.block
+        if self.past_size > room:
+            raise UserError(f"past_size {self.past_size} can be at most {room}")
+
+    @property
+    def local_size(self) -> int:
+        return self.local_attn_size - self.sink_size - self.past_size
+
+    @property
+    def fetched(self) -> tuple[int, ...]:
+        return (self.past_pool,) * (self.past_size * self.past_pool**2)
+
+    @property
+    def largest(self) -> tuple[int, ...]:
+        return (1,) * (self.sink_size + self.local_size) + self.fetched
+
+    def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
+        shift = window_shift(self, start)
+        nearby = local(self, start, self.local_size, shift)
+        last = nearby[0].frame if nearby else start
+        older = range(max(last - len(self.fetched), self.sink_size), last)
+        pooled = tuple(Piece(COMPRESSED, frame, 0, self.past_pool) for frame in older)
+        return ContextPlan((sink(self, start) + pooled + nearby,), own(self, start, shift))
+
+    def describe(self) -> str:
+        pooled = f"{len(self.fetched)} older at 1/{self.past_pool**2} of their tokens"
+        return f"[sink {self.sink_size} | {pooled} | local {self.local_size}]{self.describe_commit()}"
+
+
+POLICIES: dict[str, type[ContextPolicy]] = {
+    "native": SlidingWindow,
+    "latentmem": RetrievedMemory,
+    "rolling_sink": RollingSink,
+    "compressed_past": CompressedPast,
+}
