@@ -1,9 +1,9 @@
 """The causal pipeline; `from pipeline import load` is the way in.
 
-The way of a video through it: `config` and `prompts` say what is wanted, `preflight` looks whether it can
-be had, `build` makes a `Pipeline`, whose `Generation` plans each block (`context`), denoises it (`sampler`,
-`noise`) over its keys and values (`kv_cache`, `bank/`) and chooses what the next one retrieves (`descriptors`,
-`retrieval`, `selection`); `run` hands the blocks to `sinks`, which `decode` and `record` them.
+A video goes this way. `config` and `prompts` say what is wanted, `preflight` checks that it can be made, and
+`build` makes a `Pipeline`. Its `Generation` plans each block (`context`), denoises it (`sampler`, `noise`) over the
+keys and values of past frames (`kv_cache`, `bank/`), and chooses what the next block retrieves (`descriptors`,
+`retrieval`, `selection`). `run` hands the blocks to `sinks`, which `decode` and `record` them.
 
 Names are looked up on use, so that importing one module here costs no more than that module.
 """

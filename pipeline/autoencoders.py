@@ -1,4 +1,4 @@
-"""The decoders that a run can use, by name: where their weights lie, what latents they take, what decoding holds."""
+"""The decoders of a run, by name: where their weights lie, which latents they take, how much memory they need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From what preflight found to the parts of a pipeline."""
+"""Builds the parts of a pipeline from what preflight found."""
 
 from collections.abc import Sequence
 from functools import partial

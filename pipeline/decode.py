@@ -1,4 +1,4 @@
-"""Latent blocks to pictures, as a stream: memory does not grow with the video's length."""
+"""Turns latent blocks into pictures, as a stream: memory does not grow with the video's length."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -37,7 +37,7 @@ def to_uint8(frames: torch.Tensor) -> np.ndarray:
 
 class Decoder(Protocol):
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        """A video's next normalised latents [B, F, C, H, W] to frames [B, T, 3, 8 H, 8 W] in [-1, 1]."""
+        """A video's next normalised latents [B, F, C, H, W] to frames [B, T, 3, height, width] in [-1, 1]."""
 
 
 DECODERS = {AutoencoderKLWan: StreamingDecoder, TAEHV: StreamingTAEHV}
@@ -49,7 +49,7 @@ def start_decoder(vae: AutoencoderKLWan | TAEHV) -> Decoder:
 
 
 def decode_stream(vae: AutoencoderKLWan | TAEHV, blocks: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
-    """Decode latent blocks [B, F, C, H, W] as they come, each to [B, T, 8 H, 8 W, 3] bytes."""
+    """Decode latent blocks [B, F, C, H, W] as they come, each to [B, T, height, width, 3] bytes."""
     decoder = start_decoder(vae)
     for latents in blocks:
         yield to_uint8(decoder(latents))

@@ -1,4 +1,4 @@
-"""What download.sh offers, and which of it a run lacks. Nothing here imports more than the standard library."""
+"""What download.sh offers, and which files a run still lacks. Nothing here imports more than the standard library."""
 
 import shlex
 from collections.abc import Iterable, Sequence

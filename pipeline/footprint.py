@@ -1,4 +1,4 @@
-"""What a run will take of device and host memory, part by part, against what is free: integers only, no tensors."""
+"""How much device and host memory a run will take, part by part, and whether it is free: integers, no tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

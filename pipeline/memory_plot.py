@@ -1,4 +1,4 @@
-"""The picture of what a video's blocks retrieved."""
+"""A picture of which frames each block of a video retrieved."""
 
 import textwrap
 from collections.abc import Sequence

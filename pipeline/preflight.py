@@ -1,4 +1,4 @@
-"""The look at a run before any work: do its files fit each other, and the run the machine?
+"""Checks before any work: do the files fit each other, and does the run fit the machine?
 
 What it finds is what is printed, enforced and loaded.
 """

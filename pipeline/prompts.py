@@ -1,4 +1,4 @@
-"""Prompts from a file or a setting: which lines, under which numbers, and what files are named after them."""
+"""Prompts from a file or a setting: which lines count, how they are numbered, and how their files are named."""
 
 import json
 import random

@@ -1,7 +1,7 @@
-"""What a run's files were made of: the record beside each video, a corpus's manifest, and whether they are this run's.
+"""What a run's files were made of: the record beside each video, and a corpus's manifest.
 
-Settings that say where or how fast, marked so where they are defined, do not count; weight files are
-compared by their content.
+Both also tell whether files that are there belong to this run. Settings that say where or how fast do not
+count; their definitions mark them. Weight files are compared by their content.
 """
 
 import hashlib

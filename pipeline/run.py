@@ -1,4 +1,4 @@
-"""The loop over a run's samples, which all commands share."""
+"""The loop over a run's samples; all commands share it."""
 
 from collections.abc import Sequence
 

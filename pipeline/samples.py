@@ -1,4 +1,4 @@
-"""What a run is to make: samples, in batches that do not depend on who makes them."""
+"""What a run makes: samples, in batches that are the same however many processes share the work."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

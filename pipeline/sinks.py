@@ -1,7 +1,7 @@
 """Where the blocks of a run end: videos with their records, or latents.
 
-A finished file takes its name last. What merely helps a person to look, the picture of what was
-retrieved, comes after that and costs the video nothing if it fails.
+A file gets its name when it is finished. The picture of what was retrieved is made after that; if it fails,
+the video is still finished.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,7 +121,7 @@ class VideoSink:
         config = pipeline.config
         writer.finish()
         record = record_run(config, sample, self.weights(), seconds, writer.frames, blocks)
-        writer.path.unlink(missing_ok=True)  # an older video never lies beside this one's record
+        writer.path.unlink(missing_ok=True)  # never pair an old video with the new record
         write_json(writer.path.with_suffix(".json"), record)
         writer.close()
         if pipeline.descriptor is not None:

@@ -1,4 +1,4 @@
-"""Prompts to the embeddings that a generation is conditioned on, and a cache of them on disk."""
+"""Turns prompts into the embeddings that condition a generation, and caches them on disk."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence

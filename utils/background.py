@@ -1,4 +1,4 @@
-"""Work done beside the main thread, in order, never far behind."""
+"""A second thread that works in order and never falls far behind the main one."""
 
 from collections import deque
 from collections.abc import Callable

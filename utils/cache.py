@@ -1,4 +1,4 @@
-"""Small files that spare work on later runs. A cache is a help and never a must."""
+"""Small files that spare work on later runs, best effort: without them the work is done again."""
 
 import hashlib
 import re

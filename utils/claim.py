@@ -1,6 +1,6 @@
-"""A folder that a run writes to is its own, or shared with runs of the same settings, for as long as they live.
+"""A run claims the folder that it writes to; runs of the same settings may share it.
 
-Processes hold locks on hidden files, which the system takes back when a process ends, however it ends; so
+Processes hold locks on hidden files. The system releases a lock when its process ends, however it ends, so
 nothing is left in the way of the next run. The locks of `flock` hold between machines on NFS too.
 """
 

@@ -1,4 +1,4 @@
-"""Command lines as people type them, to `key=value` settings."""
+"""Turns command lines as people type them into `key=value` settings."""
 
 from collections.abc import Collection, Sequence
 

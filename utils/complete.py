@@ -1,4 +1,4 @@
-"""Whether a downloaded file is whole, told from its first and last bytes without reading all of it."""
+"""Whether a downloaded file is whole, judged by its first and last bytes."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and the one door through which every entry point runs."""
+"""The exception whose message a user reads, and the function through which every entry point runs."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""The ffmpeg program: where it is, whether it can encode here, how a path is handed to it."""
+"""The ffmpeg program: where it is, whether it can encode here, how a path is passed to it."""
 
 import subprocess
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Work that helps and that nothing depends on: where it fails, the run goes on after one warning."""
+"""Optional work, on which nothing depends: if it fails, the run goes on after one warning."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Paths as a user means them: of the caller's folder, with the project's own files found from anywhere."""
+"""Paths as a user means them: relative to the current folder; the project's own files are found from anywhere."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a file was made of, as a tree of plain values, and whether it is the same as now."""
+"""What a file was made of, as a tree of plain values, and whether a run of now would make the same."""
 
 import json
 from collections.abc import Collection, Mapping

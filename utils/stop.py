@@ -1,4 +1,4 @@
-"""A stop asked from outside: Ctrl-C, SIGTERM or SIGHUP ends a run in order, at once or when a file is whole."""
+"""Stops from outside: Ctrl-C, SIGTERM or SIGHUP ends a run in order, at once or when a file is whole."""
 
 import os
 import signal

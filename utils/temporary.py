@@ -1,4 +1,4 @@
-"""Names of unfinished files: no two processes share one, and those of dead processes are told and swept."""
+"""Names of unfinished files: no two processes share one, and files of dead processes are found and removed."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The one attention function; diffusers' dispatch knows the faster kernels."""
+"""The one attention function; diffusers' dispatch chooses the kernel."""
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn

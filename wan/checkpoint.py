@@ -1,4 +1,4 @@
-"""The causal transformer from disk: every published form of a generator checkpoint."""
+"""Reads the causal transformer from every published form of a generator checkpoint."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""LoRAs from disk, in the names of every common program, added to the transformer."""
+"""Reads LoRAs, under the names that common programs write, and adds them to the transformer."""
 
 import re
 from collections.abc import Mapping, Sequence
