@@ -21,7 +21,8 @@ def test_both_methods_and_their_plain_ways_are_measured():
     assert list(result["methods"]) == ["native", "latentmem", "native, plain", "latentmem, plain"]
     for figures in result["methods"].values():
         assert figures["block_s"] > 0 and 0 < figures["of_matmul_rate"] < 1
-        assert sum(stage["s"] for stage in figures["stages"].values()) == pytest.approx(figures["block_s"])
+        # sums of some ten float64 numbers in two orders
+        assert sum(stage["s"] for stage in figures["stages"].values()) == pytest.approx(figures["block_s"], rel=1e-12)
     assert result["methods"]["native"]["stages"]["assemble the context"]["moved_mb"] > 0
     assert "fetch" in result["methods"]["latentmem"]["stages"]
     assert result["end_to_end"]["first_frame_s"] > 0 and result["end_to_end"]["frames_per_s"] > 0

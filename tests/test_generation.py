@@ -25,8 +25,8 @@ from pipeline.retrieval import Retrieval
 from pipeline.samples import Sample
 from pipeline.scenes import SWITCHES
 from pipeline.selection import SELECTIONS
-from tests import miniature
-from tests.miniature import latentmem, make_family
+from tests.close import assert_close, assert_differs
+from tests.miniature import ROUNDINGS, WAN_2_1, latentmem, make_family
 from utils.errors import UserError
 from wan.model import CausalWanModel
 from wan.vae import StreamingDecoder
@@ -52,6 +52,10 @@ def with_memory(root, settings, method="avg_pool", **kwargs) -> Pipeline:
     return load(load_config(overrides=settings | {"model_kwargs": latentmem(root, method) | kwargs}))
 
 
+def plain_cache(pipeline: Pipeline, batch: int, index: object) -> PlainCache:
+    return PlainCache(pipeline.frame_shape(batch))
+
+
 @pytest.mark.parametrize("method", DESCRIPTORS)
 def test_retrieved_frames_change_the_video(root, settings, method, monkeypatch):
     pipeline = with_memory(root, settings, method)
@@ -61,7 +65,7 @@ def test_retrieved_frames_change_the_video(root, settings, method, monkeypatch):
     monkeypatch.setattr(Bank, "fetch", lambda self, frame, sample, out: out.zero_())
     forgotten = latents(pipeline, sample)
     assert torch.equal(remembered[:, :first], forgotten[:, :first])
-    assert (remembered[:, first:] - forgotten[:, first:]).abs().max() > 1e-3
+    assert_differs(remembered[:, first:], forgotten[:, first:], ROUNDINGS)
 
 
 def test_which_frames_are_retrieved_changes_the_video(root, settings):
@@ -71,7 +75,7 @@ def test_which_frames_are_retrieved_changes_the_video(root, settings):
     assert [b.selection and b.selection.frames for b in similar.blocks([sample])] != [
         b.selection and b.selection.frames for b in recent.blocks([sample])
     ]
-    assert not torch.allclose(latents(similar, sample), latents(recent, sample), atol=1e-3)
+    assert_differs(latents(similar, sample), latents(recent, sample), ROUNDINGS)
 
 
 @pytest.mark.parametrize("kwargs", [{"use_latentmem": False}, {}, {"unused_to_local": True}], ids=str)
@@ -80,18 +84,33 @@ def test_a_batch_of_three_equals_three_singles(root, settings, kwargs):
     samples = [Sample(prompt, index) for index, prompt in enumerate(PROMPTS)]
     together = latents(pipeline, *samples)
     for row, sample in enumerate(samples):
-        torch.testing.assert_close(together[row : row + 1], latents(pipeline, sample), atol=1e-5, rtol=0)
+        # products of other shapes add up in another order
+        assert_close(together[row : row + 1], latents(pipeline, sample), ROUNDINGS)
 
 
 @pytest.mark.parametrize("kwargs", [{"use_latentmem": False}, {}, {"unused_to_local": True}], ids=str)
-@pytest.mark.parametrize("dtype, bound", [("float32", 1e-5), ("bfloat16", 0.05)])
-def test_a_generation_equals_one_with_a_plain_context(root, settings, kwargs, dtype, bound, monkeypatch):
-    """In float32 to rounding; in bfloat16 within a quarter of what that type itself changes in these latents (0.2)."""
-    pipeline = with_memory(root, settings | {"dtype": dtype}, **kwargs)
-    sample = Sample(PROMPTS[0])
+def test_a_generation_equals_one_with_a_plain_context(root, settings, kwargs, monkeypatch):
+    """In float32 to rounding, as keys lie in another order."""
+    pipeline, sample = with_memory(root, settings, **kwargs), Sample(PROMPTS[0])
     found = latents(pipeline, sample)
-    monkeypatch.setattr(Pipeline, "build_cache", lambda self, batch, index: PlainCache(self.frame_shape(batch)))
-    torch.testing.assert_close(found, latents(pipeline, sample), atol=bound, rtol=0)
+    monkeypatch.setattr(Pipeline, "build_cache", plain_cache)
+    assert_close(found, latents(pipeline, sample), ROUNDINGS)
+
+
+@pytest.mark.parametrize("kwargs", [{"use_latentmem": False}, {}, {"unused_to_local": True}], ids=str)
+def test_a_bfloat16_generation_nearly_equals_one_with_a_plain_context(root, settings, kwargs, monkeypatch):
+    """Keys in another order may change a number's last of 8 bits, and whatever follows from it.
+
+    So the bound is no number: the order may change the video by half of what bfloat16 itself changes in it.
+    """
+    sample = Sample(PROMPTS[0])
+    pipeline = with_memory(root, settings | {"dtype": "bfloat16"}, **kwargs)
+    found = latents(pipeline, sample)
+    monkeypatch.setattr(Pipeline, "build_cache", plain_cache)
+    plain = latents(pipeline, sample)
+    exact = latents(with_memory(root, settings, **kwargs), sample)
+    assert (found - plain).norm() < (plain - exact).norm() / 2
+    assert (plain - exact).norm() < exact.norm() / 20
 
 
 def test_frames_fetched_ahead_are_those_fetched_in_time(root, settings, monkeypatch):
@@ -145,12 +164,13 @@ def test_decoding_beside_generation_gives_the_frames_of_decoding_after_it(root, 
 
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
-def test_compiled_blocks_give_the_video_of_plain_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(miniature, "PARAMS", replace(miniature.PARAMS, num_layers=1))
-    settings = make_family(tmp_path) | {"num_output_frames": 18}
+def test_compiled_blocks_give_the_video_of_plain_ones(tmp_path):
+    one_layer = replace(WAN_2_1, params=replace(WAN_2_1.params, num_layers=1))
+    settings = make_family(tmp_path, family=one_layer) | {"num_output_frames": 18}
     plain, compiled = (with_memory(tmp_path, settings | {"compile": choice}) for choice in (False, True))
     sample = Sample(PROMPTS[0])
-    torch.testing.assert_close(latents(compiled, sample), latents(plain, sample), atol=1e-4, rtol=0)
+    # fused operations round less often, and sums are taken in another order
+    assert_close(latents(compiled, sample), latents(plain, sample), ROUNDINGS)
     assert all(block._compiled_call_impl for block in compiled.model.blocks)
 
 
@@ -167,7 +187,7 @@ def test_window_positions_alone_change_native(root, settings):
     a, b = latents(absolute, Sample(PROMPTS[0])), latents(window, Sample(PROMPTS[0]))
     assert torch.equal(a[:, :6], b[:, :6]), "until the window is full the positions are the same"
     # Rotary attention sees differences of positions only, so just the distance to the sink differs.
-    assert not torch.allclose(a[:, -3:], b[:, -3:], atol=1e-5)
+    assert_differs(a[:, -3:], b[:, -3:], ROUNDINGS)
 
 
 def test_noise_depends_on_seed_prompt_sample_block_and_step_only():
@@ -274,7 +294,7 @@ def test_a_policy_is_a_class_and_a_name_in_the_table(root, settings, policy, mon
         assert block.plan == expected.plan(block.plan.start, chosen)
     assert any(block.selection for block in blocks) == policy.retrieves
     native = latents(with_memory(root, settings, use_latentmem=False), Sample(PROMPTS[0]))
-    assert not torch.allclose(torch.cat([block.latents for block in blocks], dim=1), native, atol=1e-3)
+    assert_differs(torch.cat([block.latents for block in blocks], dim=1), native, ROUNDINGS)
 
 
 def test_given_blocks_leave_what_sampled_ones_leave(root, settings):
@@ -298,7 +318,7 @@ def test_a_commit_may_see_another_context_than_the_denoising(root, settings, mon
     native, toy = (with_memory(root, settings, use_latentmem=False, policy=name) for name in ("native", "toy"))
     a, b = latents(native, Sample(PROMPTS[0])), latents(toy, Sample(PROMPTS[0]))
     assert torch.equal(a[:, :6], b[:, :6]), "the second block reads the first one's keys, which nothing came before"
-    assert not torch.allclose(a[:, 6:], b[:, 6:], atol=1e-3)
+    assert_differs(a[:, 6:], b[:, 6:], ROUNDINGS)
 
 
 def test_frame_wise_generation_runs(root, settings):
@@ -312,12 +332,12 @@ def test_the_euler_sampler_follows_the_flow_without_fresh_noise(root, settings):
     few_step = with_memory(root, settings)
     euler = with_memory(root, settings | {"sampler": "euler"})
     a, b = latents(few_step, Sample(PROMPTS[0])), latents(euler, Sample(PROMPTS[0]))
-    assert torch.isfinite(b).all() and not torch.allclose(a, b, atol=1e-3)
+    assert torch.isfinite(b).all()
+    assert_differs(a, b, ROUNDINGS)
     one_step = {"denoising_step_list": [1000]}
     once, once_euler = (with_memory(root, settings | one_step | {"sampler": name}) for name in ("few_step", "euler"))
-    torch.testing.assert_close(
-        latents(once, Sample(PROMPTS[0])), latents(once_euler, Sample(PROMPTS[0])), atol=1e-4, rtol=1e-4
-    )
+    # one step to no noise: x + (0 - sigma) * v is x - sigma * v to the last bit
+    assert torch.equal(latents(once, Sample(PROMPTS[0])), latents(once_euler, Sample(PROMPTS[0])))
 
 
 def test_the_policys_name_and_the_old_switch_mean_the_same(root, settings):
@@ -333,7 +353,8 @@ def test_similarity_picks_the_nearest_first_and_breaks_ties_by_age():
     retrieval.add(torch.empty(0))
     chosen = retrieval.select(range(0, 4), 3, [Random(0)])
     assert chosen.frames == ((1, 2, 3),)
-    assert chosen.similarities[0] == pytest.approx((1.0, 1.0, 0.6))
+    # cosines of two float32 numbers each, some eight roundings of 6e-8
+    assert chosen.similarities[0] == pytest.approx((1.0, 1.0, 0.6), abs=1e-6)
 
 
 def test_a_lora_gives_the_same_merged_or_beside_the_weights():
@@ -355,8 +376,9 @@ def test_a_lora_gives_the_same_merged_or_beside_the_weights():
         generation = pipeline.start_from(tensors["prompt_embeds"], noise)
         blocks = [generation.step() for _ in range(0, pipeline.config.num_output_frames, 3)]
         produced.append(torch.cat([block.latents for block in blocks], dim=1))
-    torch.testing.assert_close(*produced, atol=2e-5, rtol=0)
-    assert (produced[0] - tensors["latents_base_only"]).abs().max() > 1e-3
+    # one product of summed weights against two products, summed: another order in each of the blocks' linears
+    assert_close(*produced, ROUNDINGS)
+    assert_differs(produced[0], tensors["latents_base_only"], ROUNDINGS)
 
 
 def test_samples_are_told_apart_by_their_numbers(root, settings):
@@ -381,7 +403,7 @@ def test_a_switched_prompt_changes_what_follows_and_equals_the_plain_way(root, s
     assert torch.equal(found[:, :15], unswitched[:, :15])
     assert not torch.allclose(found[:, 15:], unswitched[:, 15:], atol=1e-3)
     monkeypatch.setattr(Pipeline, "build_cache", lambda self, batch, index: PlainCache(self.frame_shape(batch)))
-    torch.testing.assert_close(found, switched(), atol=1e-5, rtol=1e-5)
+    assert_close(found, switched(), ROUNDINGS)
 
 
 def test_an_unknown_switch_is_refused(root, settings):

@@ -20,6 +20,7 @@ from pipeline.kv_cache import KVCache
 from pipeline.plain import PlainCache
 from pipeline.policies import RetrievedMemory
 from pipeline.retrieval import Retrieval
+from tests.close import assert_close
 from tests.test_context import compressed, memories, rollings, windows
 
 BATCH = 2
@@ -72,15 +73,17 @@ def projections(block: int, generator: torch.Generator, dtype: torch.dtype = tor
     return torch.randn(shape, generator=generator).to(dtype)
 
 
-@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-6)])
+# Attention over keys in another order: products of 12 numbers (2), a softmax and weighted sum over up to some 100
+# keys (12 each). Sums of bfloat16 numbers are taken in float32: only weights and results are rounded.
+@pytest.mark.parametrize("dtype, roundings", [(torch.float32, 30), (torch.bfloat16, 2)])
 @settings(max_examples=40)
 @given(
     st.one_of(windows, memories, pooling, rollings, compressed),
     st.sampled_from(sorted(COMMIT_RULES)),
     st.randoms(use_true_random=False),
 )
-def test_the_cache_equals_the_plain_way_for_any_policy(dtype, bound, policy, rule, random):
-    """Queries to the last bit; attention within the type's rounding of values near 1, as its order of keys differs."""
+def test_the_cache_equals_the_plain_way_for_any_policy(dtype, roundings, policy, rule, random):
+    """Queries to the last bit; attention within the type's rounding, as its order of keys differs."""
     policy = replace(
         policy, commit_rule=rule, commit_frames=policy.block + 1 if policy.local_size > policy.block else policy.block
     )
@@ -104,7 +107,7 @@ def test_the_cache_equals_the_plain_way_for_any_policy(dtype, bound, policy, rul
                 q, k, v = projections(policy.block, generator, dtype)
                 ours, theirs = cache.update(layer, q, k, v), plain.update(layer, q, k, v)
                 assert torch.equal(ours.q, theirs.q)
-                torch.testing.assert_close(attend(*ours), attend(*theirs), atol=bound, rtol=bound)
+                assert_close(attend(*ours), attend(*theirs), roundings)
 
 
 def test_a_block_committed_again_is_read_as_it_was_left_last():
@@ -122,7 +125,7 @@ def test_a_block_committed_again_is_read_as_it_was_left_last():
             for layer in range(SHAPE.layers):
                 q, k, v = projections(3, generator)
                 ours, theirs = cache.update(layer, q, k, v), plain.update(layer, q, k, v)
-                torch.testing.assert_close(attend(*ours), attend(*theirs), atol=1e-5, rtol=1e-5)
+                assert_close(attend(*ours), attend(*theirs), roundings=30)  # as above
     assert cache.bank.frames == list(range(1, 24 - len(cache.ring)))
 
 

@@ -110,7 +110,8 @@ def test_presets_move_parts_and_shorter_weights_shrink_them(published, monkeypat
     assert kept.host == 0 and kept.device == frames.host <= fast.bank_bytes
     assert 0 < looked(published, monkeypatch, memory="fast").bank_bytes < fast.bank_bytes
     assert weights.device / 2 < parts(weights="int8")[1].device < weights.device * 0.53
-    assert parts(bank={"storage": "int8"})[2].host == pytest.approx(frames.host / 2, rel=0.01)
+    # beside one byte for two, a scale of 4 bytes for the 1560 x 128 numbers of a head
+    assert parts(bank={"storage": "int8"})[2].host == pytest.approx(frames.host / 2, rel=1e-4)
 
 
 def test_what_does_not_fit_comes_with_a_remedy(published, monkeypatch):

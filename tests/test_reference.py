@@ -1,4 +1,9 @@
-"""The engine computes what the reference computes: recorded numbers, held to their stated tolerance."""
+"""The engine computes what the reference computes: recorded numbers, held to their stated tolerance.
+
+The tolerances belong to the recordings: float32, made on another processor. One forward of values up to 5 through
+two layers is held to 2e-5, as whole generations are; text encoder and autoencoder, of values up to 4 and 1, to 1e-5.
+The plainest kernels differ from the recordings by up to 3e-6, those of AVX2 and AVX-512 by as much.
+"""
 
 import json
 from pathlib import Path
@@ -123,11 +128,14 @@ def test_the_cache_attends_to_the_frames_of_the_trace(method):
 def test_noise_schedule_equals_the_reference():
     _, tensors = golden("scheduler")
     schedule = FlowSchedule(shift=5.0)
+    # float32, a handful of operations: eps is 1.2e-7 of the largest value, 1 for sigmas and 1000 for timesteps;
+    # kernels of other processors were seen to differ by one eps
     assert distance(schedule.timesteps, tensors["timesteps"]) <= 1e-6 * 1000
     assert distance(schedule.sigmas, tensors["sigmas"]) <= 1e-6
     steps = torch.tensor(schedule.steps([1000, 750, 500, 250], warp=True))
-    assert distance(steps, tensors["warped_denoising_steps"]) <= 1e-4
+    assert distance(steps, tensors["warped_denoising_steps"]) <= 1e-6 * 1000  # entries of the same table
     for i, t in enumerate(tensors["an_t"].tolist()):
+        # values up to 5, two products and a sum
         noisy = schedule.add_noise(tensors["an_x0"][i], tensors["an_noise"][i], t)
         assert distance(noisy, tensors["an_out"][i]) <= 1e-6
         clean = schedule.to_clean(tensors["conv_flow"][i], tensors["conv_xt"][i], tensors["conv_t"][i].item())

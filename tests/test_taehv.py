@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from pipeline.build import load
 from pipeline.config import load_config
 from pipeline.preflight import preflight
+from tests.close import assert_close
 from tests.miniature import HEIGHT, WIDTH, latentmem, make_family
 from utils.errors import UserError
 from utils.tensors import shapes_of
@@ -58,7 +59,9 @@ def test_streamed_frames_are_those_of_decoding_at_once(kind, form, parts, tmp_pa
     assert streamed.std() > 0.1
     assert torch.equal(streamed, StreamingTAEHV(vae)(latents))
     for sample in range(2):
-        torch.testing.assert_close(streamed[sample], decoded_at_once(vae, latents[sample]), atol=1e-5, rtol=0)
+        # some 40 convolutions, sums of up to 9 x 48 numbers (50 roundings), which batches of another shape may take
+        # in another order
+        assert_close(streamed[sample], decoded_at_once(vae, latents[sample]), roundings=40 * 50)
 
 
 def test_names_and_shapes_are_those_of_the_published_layouts():

@@ -129,7 +129,8 @@ def test_what_is_encoded_is_what_the_caption_says(tmp_path, monkeypatch):
             clip = Clip(draw_scene(i), draw_shot(first + i), 9)
             assert text == clip.caption
             due = normalised(vae, pooled(clip.video[None]))[0]
-            assert torch.allclose(latents[:3].float(), due, atol=0.03)
+            # rounded to bfloat16 before and after normalising, each time by up to 2^-8 of a number
+            torch.testing.assert_close(latents[:3].float(), due, atol=2**-7 * due.abs().max().item(), rtol=0)
             assert np.array_equal(corpus.camera[i, :3], clip.camera[::4])
 
 

@@ -16,6 +16,8 @@ from pipeline.config import load_config
 from pipeline.frames import FrameShape
 from pipeline.plain import PlainCache
 from pipeline.policies import SlidingWindow
+from tests.close import assert_close
+from tests.miniature import ROUNDINGS
 from tinyworld import report
 from tinyworld import train as tinyworld_train
 from tinyworld.train import CONFIG, train
@@ -68,7 +70,7 @@ def test_teacher_forcing_computes_what_a_rollout_with_the_cache_computes(name):
             own = slice(plan.start, plan.start + 3)
             cache.begin(plan)
             rolled = model(noisy[:, 0, own], torch.full((1, 1), 700.0), text, cache)
-            assert (rolled - flow[:, own]).abs().max() < 1e-4
+            assert_close(rolled, flow[:, own], ROUNDINGS)  # a model of the miniature's depth, keys in another order
             cache.commit(plan)
             model(clean[:, own], torch.zeros(1, 1), text, cache)
 

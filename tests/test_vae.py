@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from tests.close import assert_close
 from tests.miniature import randomised
 from utils.errors import UserError
 from utils.tensors import shapes_of
@@ -29,9 +30,13 @@ def vae(request) -> AutoencoderKLWan:
 
 
 def close(streamed: torch.Tensor, whole: torch.Tensor) -> None:
-    """The same convolutions in the same order, in float32; batches of another shape may round the last bit."""
-    assert streamed.shape == whole.shape and whole.std() > 1e-3
-    torch.testing.assert_close(streamed, whole, rtol=1e-5, atol=1e-5 * whole.abs().max().item())
+    """The same convolutions, whose sums batches of another shape may take in another order.
+
+    Some 30 of them lie one after another, over 27 x 4 to 27 x 8 numbers, which is up to 27 roundings each. What a
+    layer passes on may be several times as large as the end, which is cut to -1 and 1: twice, for four times as many.
+    """
+    assert whole.std() > 1e-3
+    assert_close(streamed, whole, roundings=4 * 30 * 27)
 
 
 @pytest.mark.parametrize("parts", [[3], [1, 1, 1], [2, 1]], ids=str)

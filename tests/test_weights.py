@@ -133,14 +133,18 @@ def test_a_diffusers_transformer_computes_what_diffusers_computes(tmp_path):
     theirs = WanTransformer3DModel.from_pretrained(as_diffusers(tmp_path / "transformer"))
     ours = load_generator(tmp_path / "transformer", "unknown", tmp_path)
     assert ours.params.num_heads == PARAMS.num_heads, "sizes come from the checkpoint's own config.json"
-    x, text = torch.randn(2, 16, 3, 8, 12), torch.randn(2, PARAMS.text_len, PARAMS.text_dim)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 16, 3, 8, 12, generator=draw)
+    text = torch.randn(2, PARAMS.text_len, PARAMS.text_dim, generator=draw)
     policy = SlidingWindow(local_attn_size=4)
     cache = KVCache(FrameShape.of(ours.params, 8, 12, batch=2), policy)
     cache.begin(policy.plan(0))
     with torch.inference_mode():
         flow = ours(x.transpose(1, 2), torch.full((2, 1), 700.0), ours.encode_text(text), cache)
         expected = theirs(x, torch.full((2,), 700.0), text).sample
-    torch.testing.assert_close(flow.transpose(1, 2), expected, atol=2e-5, rtol=0)
+    # diffusers takes sinusoids of angles up to 700 in float32, right to 700 * eps / 2, where ours are float64's;
+    # with the same sinusoids the flows differ in no bit here. The layers between pass on less than they are given.
+    torch.testing.assert_close(flow.transpose(1, 2), expected, atol=700 * 2**-24, rtol=0)
 
 
 @pytest.mark.parametrize("said", [None, "{}", '{"model_type": "t2v"}'], ids=["no file", "empty", "without heads"])
@@ -256,6 +260,7 @@ def test_every_form_of_the_text_encoder_gives_the_same_embeddings(form, tmp_path
     with torch.inference_mode():
         model = load_umt5(path, "cpu", torch.float32)
         out = model(tensors["ids"], attention_mask=tensors["mask"]).last_hidden_state
+    # recorded, values up to 4: as close as test_reference.py holds it
     torch.testing.assert_close(out, tensors["out"], atol=1e-5, rtol=0)
 
 
@@ -263,6 +268,7 @@ def test_every_form_of_the_text_encoder_gives_the_same_embeddings(form, tmp_path
 def test_every_form_of_the_vae_decodes_the_same(form, tmp_path):
     tensors = load_file(GOLDENS / "vae.safetensors")
     out = StreamingDecoder(load_vae(VAE_FORMS[form](tmp_path)))(tensors["latents"])
+    # recorded, values up to 1: as close as test_reference.py holds it
     torch.testing.assert_close(out, tensors["decoded"], atol=1e-5, rtol=0)
 
 
