@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 
 from utils.errors import UserError, run
-from utils.files import atomic, write_json
-from utils.settings import load_settings, require_choice
+from utils.files import atomic, require_writable, write_json
+from utils.settings import Settings, load_settings, setting
 
 RUNS = {
     "unbounded": {},
@@ -28,18 +28,17 @@ SKIPPED = 20  # blocks at the start that are not timed: window and memory are no
 SHORTEST = 2 * SKIPPED + 2  # blocks
 
 
-@dataclass(frozen=True)
-class LongConfig:
-    """What to run: a config, how many latent frames, which of `RUNS` (internal), and where the results go."""
+@dataclass(frozen=True, kw_only=True)
+class LongConfig(Settings):
+    """What to run"""
 
-    config: str = "configs/tinyworld_latentmem.yaml"
-    frames: int = 4000
-    only: str = ""
-    output: str = "runs/long"
+    config: str = setting("configs/tinyworld_latentmem.yaml", "a run with memory", reads=True)
+    frames: int = setting(4000, "latent frames", at_least=1, at_most=10**6)
+    only: str | None = setting(None, "one of the memories (internal)", choices=RUNS)
+    output: str = setting("runs/long", "where the results go", writes=True)
 
     def __post_init__(self) -> None:
-        if self.only:
-            require_choice("only", self.only, RUNS)
+        super().__post_init__()
         if self.frames < 3 * SHORTEST:
             raise UserError(
                 f"frames is {self.frames}; both halves of a run need blocks to time, use {3 * SHORTEST} or more"
@@ -51,6 +50,7 @@ def main() -> None:
     if config.only:
         generate(config)
         return
+    look(config)
     for name in RUNS:
         child = subprocess.run([sys.executable, "-m", "benchmarks.long", *sys.argv[1:], f"only={name}"])
         if child.returncode:  # it has said why
@@ -58,6 +58,17 @@ def main() -> None:
     results = {name: json.loads(path(config, name).read_text()) for name in RUNS}
     report(results)
     draw(results, Path(config.output) / "long.png")
+
+
+def look(config: LongConfig) -> None:
+    """Refuse what a run could not be made of, before the first of them starts."""
+    from pipeline.config import load_config
+    from pipeline.preflight import preflight
+
+    overrides = {"num_output_frames": config.frames // 3 * 3}
+    for bank in RUNS.values():
+        preflight(load_config(config.config, {**overrides, "bank": bank}))
+    require_writable(config.output)
 
 
 def path(config: LongConfig, name: str) -> Path:

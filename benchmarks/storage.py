@@ -7,13 +7,16 @@ compares selections and latents with those of the model's own type.
 import sys
 from pathlib import Path
 
-from utils.errors import run
+from utils.errors import UserError, run
 
 
 def main() -> None:
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(__doc__)
         return
+    if len(sys.argv) > 2:
+        raise UserError(f"'{sys.argv[2]}' is too much; give one config")
+
     import torch
 
     from pipeline import load

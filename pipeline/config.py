@@ -89,7 +89,7 @@ class VideoSettings(Settings):
     height: int = setting(480, "in pixels", at_least=1, at_most=16384)
     width: int = setting(832, "in pixels", at_least=1, at_most=16384)
     fps: int = setting(16, "frames a second of the mp4", at_least=1, at_most=1000)
-    seed: int = setting(0, "of all noise")
+    seed: int = setting(0, "of all noise", at_least=-(10**30), at_most=10**30)
 
 
 @dataclass(frozen=True, kw_only=True)

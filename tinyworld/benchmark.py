@@ -63,7 +63,7 @@ class BenchmarkSettings(Settings):
     frames: int = setting(120, "latent frames of a video", at_least=1)
     subset: bool = setting(False, f"{SUBSET} captions with one video each, instead")
     batch: int = setting(8, "videos generated together", at_least=1)
-    seed: int = setting(0, "seed of the noise", at_least=0)
+    seed: int = setting(0, "seed of the noise", at_least=0, at_most=2**63 - 1)
     model_root: str | None = setting(None, "folder of the model's parts, instead of the rows' own")
     generator_ckpt: str | None = setting(None, "the transformer's weights, instead of the rows' own")
     ae_ckpt: str | None = setting(None, "the retrieval encoder's weights, instead of the rows' own")

@@ -65,7 +65,7 @@ class OracleSettings(Settings):
     first: int = setting(42, "first latent frame that is sampled", at_least=1)
     frames: int = setting(51, "latent frames of a clip", at_least=1)
     batch: int = setting(16, "clips sampled together", at_least=2)
-    seed: int = setting(0, "seed of the noise", at_least=0)
+    seed: int = setting(0, "seed of the noise", at_least=0, at_most=2**63 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

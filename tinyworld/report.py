@@ -60,7 +60,7 @@ class ReportSettings(Settings):
     recall_first: int = setting(42, "its first sampled latent frame", at_least=1)
     recall_frames: int = setting(51, "its latent frames", at_least=1)
     batch: int = setting(16, "videos generated together", at_least=1)
-    seed: int = setting(0, "seed of the noise", at_least=0)
+    seed: int = setting(0, "seed of the noise", at_least=0, at_most=2**63 - 1)
     folder: str = setting("runs/tinyworld/report", "where the report goes", place=True)
     sheet_clips: int = setting(3, "rows of the contact sheet", at_least=1)
 

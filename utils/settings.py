@@ -28,6 +28,8 @@ from utils.paths import read_path, written_path
 from utils.processes import rank
 
 T = TypeVar("T")
+LARGEST = 10**9  # of a number whose own bounds say nothing: no count or weight in this project comes near it
+BOOLEANS = ("true", "false", "yes", "no", "on", "off", "y", "n", "1", "0")
 BOUNDS = {  # keyword of `setting` -> (test of a value against the bound, words of a refusal)
     "at_least": (lambda value, bound: value >= bound, "at least"),
     "above": (lambda value, bound: value > bound, "above"),
@@ -109,10 +111,10 @@ def load_settings(
     """
     settings = OmegaConf.structured(schema)
     if path is not None:
-        settings = _guard(partial(OmegaConf.merge, settings, _without(_read(path), retired)), path, schema)
+        settings = _merge(settings, _without(_read(path), retired), path, schema)
     if isinstance(overrides, Mapping):
         tree = _without(OmegaConf.create(dict(overrides)), retired)
-        settings = _guard(partial(OmegaConf.merge, settings, tree), "the overrides", schema)
+        settings = _merge(settings, tree, "the overrides", schema)
     else:
         overrides = list(overrides)
         if {"-h", "--help"} & set(overrides):
@@ -123,7 +125,7 @@ def load_settings(
                 _require_parts(key, schema)
                 typed = OmegaConf.create()
                 OmegaConf.update(typed, key, value)
-                settings = _guard(partial(OmegaConf.merge, settings, typed), "the command line", schema)
+                settings = _merge(settings, typed, "the command line", schema)
     values = _guard(partial(OmegaConf.to_container, settings, resolve=True), path or "the settings", schema)
     _require_ranges(schema, values)
     found = OmegaConf.create()
@@ -240,6 +242,45 @@ def _meaning(field: dataclasses.Field) -> str:
     return f"{words} ({', '.join(choices)})" if choices else words
 
 
+def _merge(settings: DictConfig, tree: DictConfig, source: str | Path, schema: type) -> DictConfig:
+    """The settings with those of `tree` in their place."""
+    _require_forms(schema, OmegaConf.to_container(tree), source)
+    return _guard(partial(OmegaConf.merge, settings, tree), source, schema)
+
+
+def _require_forms(schema: type, values: Mapping[Any, Any], source: str | Path, prefix: str = "") -> None:
+    """Refuse values of a wrong form that OmegaConf takes or refuses without their name."""
+    kinds = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        value, kind, name = values.get(field.name), kinds[field.name], prefix + field.name
+        if value is None:
+            continue
+        origin, nested = typing.get_origin(kind), _nested(field)
+        if nested and origin not in (list, dict):
+            if not isinstance(value, Mapping):
+                known = dataclasses.fields(nested)[0].name
+                raise UserError(f"setting '{name}' in {source} is {value}; it is a group, set {name}.{known} and such")
+            _require_forms(nested, value, source, f"{name}.")
+        elif kind is bool and str(value).lower() not in BOOLEANS:
+            raise UserError(f"setting '{name}' in {source} is {value}; it must be true or false")
+        elif isinstance(value, list):
+            _require_numbers(value, kind, f"setting '{name}' in {source}")
+
+
+def _require_numbers(values: list, kind: Any, what: str) -> None:
+    """Refuse a list of numbers that holds something else; `kind` is the type of the whole list."""
+    lists = [part for part in (kind, *typing.get_args(kind)) if typing.get_origin(part) in (list, tuple)]
+    inner = typing.get_args(lists[0])[0] if lists else None
+    if inner not in (int, float):
+        return
+    for value in values:
+        try:
+            inner(str(value))
+        except ValueError as error:
+            words = "whole numbers" if inner is int else "numbers"
+            raise UserError(f"{what} holds {value}; it must be a list of {words}") from error
+
+
 def _require_ranges(schema: type, values: Mapping[str, Any], prefix: str = "") -> None:
     """Check a tree of plain values against the classes, by the dotted names that a user writes."""
     for field in dataclasses.fields(schema):
@@ -274,10 +315,20 @@ def _require_in_range(field: dataclasses.Field, value: Any, name: str) -> None:
             continue
         if not math.isfinite(number):
             raise UserError(f"setting '{name}' is {number}; it must be a finite number")
-        for word, bound in field.metadata.get("bounds", {}).items():
+        for word, bound in _bounds(field).items():
             holds, words = BOUNDS[word]
             if not holds(number, bound):
                 raise UserError(f"setting '{name}' is {number}; it must be {words} {bound}")
+
+
+def _bounds(field: dataclasses.Field) -> dict[str, float]:
+    """A setting's own bounds, and the widest there are where it has none."""
+    bounds = dict(field.metadata.get("bounds", {}))
+    if not bounds.keys() & {"at_least", "above"}:
+        bounds["at_least"] = -LARGEST
+    if not bounds.keys() & {"at_most", "below"}:
+        bounds["at_most"] = LARGEST
+    return bounds
 
 
 def _read(path: str | Path) -> DictConfig:

@@ -155,7 +155,7 @@ class EncoderSettings(Settings):
 class TrainSettings(Settings):
     """The whole training."""
 
-    seed: int = setting(0, "seed of all that is drawn", at_least=0)
+    seed: int = setting(0, "seed of all that is drawn", at_least=0, at_most=2**63 - 1)
     threads: int = setting(2, "CPU threads", at_least=1, place=True)
     device: str = setting("auto", "device to train on: auto, cpu, cuda or cuda:N", place=True)
     work: str = setting("runs/tinyworld", "folder of what can be resumed, with curves", place=True)
