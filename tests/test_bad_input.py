@@ -207,7 +207,8 @@ def test_a_wrong_setting_is_one_line(command, text, family, tmp_path, monkeypatc
 
 ARGUMENTS = {
     "inference": [
-        "model_kwargs=null", "bank=null", "denoising_step_list=[]", "denoising_step_list=null", "num_output_frames=null",
+        "model_kwargs=null", "bank=null", "denoising_step_list=[]", "denoising_step_list=null",
+        "num_output_frames=null",
         "height=16384 width=16384 batch_size=4096", "num_output_frames=999999999", "model_kwargs.latent_dim=3",
         "model_name=", "generator_ckpt=", "data_path=", "output_folder=FAMILY/run.yaml/x", "prompt=", "prompt=[a,b]",
         "lora_ckpt=3", "lora_ckpt=[{path: FAMILY/lora.safetensors, weight: nan}]", "adapter.rank=", "FAMILY/run.yaml",
@@ -279,7 +280,12 @@ BROKEN = [(file, way) for file in RUN_FILES for way in (empty, halved, zeroed, f
 WHOLE_WHEN_CUT = {("run.yaml", halved), ("prompts.txt", halved)}  # half a list of lines is one as well
 
 
-@pytest.mark.parametrize(("file", "way"), [case for case in BROKEN if case not in WHOLE_WHEN_CUT], ids=str)
+def named(part: object) -> str:
+    """A test's name of its parts: a function's is its own, the same in every process."""
+    return getattr(part, "__name__", str(part))
+
+
+@pytest.mark.parametrize(("file", "way"), [case for case in BROKEN if case not in WHOLE_WHEN_CUT], ids=named)
 def test_a_broken_file_is_named_in_one_line(file, way, family, tmp_path, monkeypatch, capsys):
     name = "generate_latent" if way is flipped else "inference"
     broken = tmp_path / "family"
@@ -293,7 +299,7 @@ def test_a_broken_file_is_named_in_one_line(file, way, family, tmp_path, monkeyp
     assert named in said, said
 
 
-@pytest.mark.parametrize("way", [empty, halved, zeroed, flipped], ids=str)
+@pytest.mark.parametrize("way", [empty, halved, zeroed, flipped], ids=named)
 @pytest.mark.parametrize("command", ["ae.train", "evaluation.retrieval"])
 def test_broken_latents_are_named_in_one_line(command, way, family, tmp_path, monkeypatch, capsys):
     broken = tmp_path / "latents"
