@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from benchmarks.random_models import SIZES, make_model, make_vae
 from pipeline.bank.settings import BankSettings
-from utils.errors import run
+from utils.errors import UserError, run
 from utils.files import write_json
 from utils.settings import Settings, load_settings, setting, to_dict
 
@@ -47,10 +47,38 @@ class BenchmarkConfig(Settings):
 
 def main() -> None:
     config = load_settings(BenchmarkConfig, None, sys.argv[1:])
+    look(config)
     result = measure(config)
     write_json(config.output, result)
     print(table(result))
     print(f"written to {config.output}")
+
+
+def look(config: BenchmarkConfig) -> None:
+    """Refuse what cannot be measured before any model is made."""
+    from benchmarks.random_models import format_of
+    from pipeline.preflight import device_free, find_device, host_free
+    from wan.attention import find_backend
+    from wan.checkpoint import meta_model
+    from wan.params import WanParams
+
+    device = find_device(config.device)
+    find_backend(config.attention_backend)
+    params = WanParams(**SIZES[config.size])
+    multiple = params.patch_size[1] * format_of(config.size).spatial
+    for name in ("height", "width"):
+        if getattr(config, name) % multiple:
+            raise UserError(f"setting '{name}' is {getattr(config, name)}; it must be a multiple of {multiple}")
+    weights = sum(parameter.numel() for parameter in meta_model(params).parameters())
+    tokens = 21 * (config.height // multiple) * (config.width // multiple)  # of the window
+    context = 2 * params.num_layers * tokens * params.dim * config.batch_size
+    need = 4 * (weights + context)  # bytes; they are made in float32
+    free = host_free() if device.type == "cpu" else device_free(device)
+    if need > free:
+        raise UserError(
+            f"size {config.size} at {config.height} x {config.width} with batch_size {config.batch_size} needs "
+            f"{need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; choose smaller ones"
+        )
 
 
 def measure(config: BenchmarkConfig) -> dict:

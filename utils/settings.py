@@ -125,7 +125,10 @@ def load_settings(
                 _require_parts(key, schema)
                 typed = OmegaConf.create()
                 OmegaConf.update(typed, key, value)
-                settings = _merge(settings, typed, "the command line", schema)
+                try:
+                    settings = _merge(settings, typed, "the command line", schema)
+                except TypeError as error:  # a list where a table is due, or the reverse
+                    raise UserError(f"setting '{key}' in the command line is of the wrong form: {value}") from error
     values = _guard(partial(OmegaConf.to_container, settings, resolve=True), path or "the settings", schema)
     _require_ranges(schema, values)
     found = OmegaConf.create()

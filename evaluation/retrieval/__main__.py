@@ -32,6 +32,8 @@ def main() -> None:
     from evaluation.retrieval.plot import draw
     from pipeline.preflight import find_device
 
+    if args.block < 1:
+        raise UserError(f"--block {args.block}: a block has at least one frame")
     policy = make_policy(args.local, args.sink, args.memory, args.exclude, args.block)
     device = find_device(args.device)
     rules, paths = _load(args, checkpoints, device)
