@@ -5,6 +5,7 @@ from pathlib import Path
 from ae.settings import TrainSettings
 from pipeline.config import CorpusConfig, RunConfig
 from tinyworld.benchmark import BenchmarkSettings
+from utils.errors import run
 from utils.files import atomic
 from utils.settings import Described, described
 from utils.table import markdown
@@ -75,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

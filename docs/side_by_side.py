@@ -6,6 +6,7 @@ from pathlib import Path
 import imageio_ffmpeg
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.errors import run
 from utils.files import atomic
 
 FOLDER = Path(__file__).parent
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
