@@ -120,4 +120,6 @@ def load_train_settings(config: str | Path, overrides: Iterable[str] = ()) -> Tr
     """Settings of a YAML file and `key=value` overrides; the run is named after the file unless they name it."""
     settings = load_settings(TrainSettings, config, overrides, RETIRED)
     name = settings.tag or settings.wandb_run_name or Path(config).stem
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise UserError(f"tag '{name}' leads out of log_dir; use a name such as 'toy'")
     return replace(settings, tag=name)

@@ -431,3 +431,9 @@ def test_latents_of_the_old_format_are_read(tmp_path):
     latents = torch.randn(9, 16, 4, 6)
     torch.save(latents, tmp_path / "latent_0.pt", _use_new_zipfile_serialization=False)
     assert torch.equal(dataset.open_latents(tmp_path / "latent_0.pt"), latents)
+
+
+@pytest.mark.parametrize("tag", ["a/../../b", "../b", "/b"])
+def test_a_tag_that_leads_out_of_the_folder_is_refused(tag):
+    with pytest.raises(UserError, match="leads out of log_dir"):
+        load_train_settings("ae/configs/tinyworld_ae.yaml", [f"tag={tag}"])
