@@ -208,9 +208,7 @@ class RunConfig(
         if self.vae == "tiny" and not self.tiny_vae_ckpt:
             raise UserError("vae is 'tiny' but tiny_vae_ckpt names no file; or use 'full'")
         if self.parent is None and (self.at or self.redo or self.keep_after):
-            raise UserError(
-                "at, redo and keep_after say what of a video is made anew; name it with from=videos/x/00000-0"
-            )
+            raise UserError("at, redo and keep_after belong to a fork; name its parent with from=videos/x/00000-0")
         if self.parent is not None and self.start is not None:
             raise UserError("start and from= both give the video's first blocks; give one of them")
         self.loras()

@@ -39,6 +39,7 @@ class LatentFile:
 
     def write(self, start: int, latents: torch.Tensor) -> None:
         """Write frames [f, C, H, W] from place `start` on; what was there from it on is gone."""
+        assert start <= self.frames, "blocks come in order"
         content = np.ascontiguousarray(latents.numpy(), DTYPE)
         descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "r+b") as file:
