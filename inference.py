@@ -30,10 +30,9 @@ def generate(config: RunConfig, prompts: list[Prompt]) -> None:
 
     require_encoder()
     found = preflight(config)
-    weights = Digests(found.files, config.text_cache)
     notes: list[str] = []
     if config.parent:
-        sample, name = forked(found, weights())
+        sample, name = forked(found, Digests(found.files, config.text_cache)())
         names = {sample: name}
     else:
         samples, notes = samples_of(found, prompts, config.num_samples)
@@ -44,6 +43,7 @@ def generate(config: RunConfig, prompts: list[Prompt]) -> None:
     if rank() == 0 and notes:
         print("\n".join(notes), flush=True)
     folder = require_writable(config.output_folder, need_bytes=1 << 24)
+    weights = Digests(found.files, config.text_cache)
     sink = VideoSink(folder, names, config, weights)
     with claim(folder, identity(config, list(names))) as held:
         finished = {sample: sink.path(sample) for sample in names if sink.is_finished(sample)}

@@ -45,14 +45,14 @@ def read_parent(path: str | Path) -> Parent:
         if any(not isinstance(record[key], kind) for key, kind in known.items()):
             raise ValueError
     except FileNotFoundError as error:
-        raise UserError(f"from {path}: {record_path} does not exist; name a finished video") from error
+        raise UserError(f"from=, the parent {path}: {record_path} does not exist; name a finished video") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"from {path}: {record_path} is no record of a video; name another") from error
+        raise UserError(f"from=, the parent {path}: {record_path} is no record of a video; name another") from error
     parent = Parent(name, path.parent, record, tuple(scenes) or (Segment(0, record["prompt"]),))
     if not parent.latents.is_file():
         raise UserError(
-            f"from {path}: {parent.latents} is not there, from which it would go on; make the video again with "
-            "keep_latents=true"
+            f"from=, the parent {path}: {parent.latents} is not there, from which it would go on; make the video "
+            "again with keep_latents=true"
         )
     return parent
 
