@@ -258,6 +258,8 @@ def _require_forms(schema: type, values: Mapping[Any, Any], source: str | Path, 
         value, kind, name = values.get(field.name), kinds[field.name], prefix + field.name
         if value is None:
             continue
+        if value == MISSING:  # OmegaConf would take the default in silence
+            raise UserError(f"setting '{name}' in {source} is {value}, which stands for no value; give one")
         origin, nested = typing.get_origin(kind), _nested(field)
         if nested and origin not in (list, dict):
             if not isinstance(value, Mapping):
@@ -267,20 +269,22 @@ def _require_forms(schema: type, values: Mapping[Any, Any], source: str | Path, 
         elif kind is bool and str(value).lower() not in BOOLEANS:
             raise UserError(f"setting '{name}' in {source} is {value}; it must be true or false")
         elif isinstance(value, list):
-            _require_numbers(value, kind, f"setting '{name}' in {source}")
+            _require_items(value, kind, f"setting '{name}' in {source}")
 
 
-def _require_numbers(values: list, kind: Any, what: str) -> None:
-    """Refuse a list of numbers that holds something else; `kind` is the type of the whole list."""
+def _require_items(values: list, kind: Any, what: str) -> None:
+    """Refuse a list of numbers or words that holds something else; `kind` is the type of the whole list."""
     lists = [part for part in (kind, *typing.get_args(kind)) if typing.get_origin(part) in (list, tuple)]
     inner = typing.get_args(lists[0])[0] if lists else None
-    if inner not in (int, float):
+    words = {int: "whole numbers", float: "numbers", str: "words"}.get(inner)
+    if words is None:
         return
     for value in values:
         try:
+            if isinstance(value, list | Mapping):  # as text they would pass for words
+                raise ValueError
             inner(str(value))
         except ValueError as error:
-            words = "whole numbers" if inner is int else "numbers"
             raise UserError(f"{what} holds {value}; it must be a list of {words}") from error
 
 
@@ -310,6 +314,8 @@ def _paths(schema: type, values: Mapping[str, Any], prefix: str = "") -> Iterabl
 
 
 def _require_in_range(field: dataclasses.Field, value: Any, name: str) -> None:
+    if field.metadata.get("writes") and value == "":
+        raise UserError(f"setting '{name}' is empty; say where to write")
     if field.metadata.get("choices") and value is not None:
         require_choice(name, value, field.metadata["choices"])
     numbers = value if isinstance(value, list | tuple) else [value]
