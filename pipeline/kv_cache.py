@@ -16,7 +16,7 @@ from pipeline.context import RETRIEVED, ContextPlan, ContextPolicy, Piece
 from pipeline.frames import FrameShape, Staged, pooled
 from utils.streams import SideStream
 from wan.model import Attended
-from wan.rope import Table, rope_table, rotate
+from wan.rope import Table, rope_table, rotate, rotate_into
 
 
 class Cache(Protocol):
@@ -81,7 +81,9 @@ class KVCache:
         self.pinned = empty(policy.pinned, *shape.dims[:-2])
         self.staged = Staged(shape, policy.fetched if bank is not None else (), device, dtype)
         room = sum(shape.tokens(pool) for pool in policy.largest)
-        self.context = empty(2, shape.layers, shape.batch, room)
+        # Each head's keys lie side by side, as attention reads them.
+        dims = (2, shape.layers, shape.batch, shape.heads, room, shape.head_dim)
+        self.context = torch.empty(dims, device=device, dtype=dtype)
         self.placed: list[dict[int, Placed]] = [{} for _ in range(shape.batch)]  # offset in tokens -> what lies there
         self.placed_bytes = 0  # written into the context so far
         self.versions: dict[int, int] = {}  # frame -> how often it was committed
@@ -154,8 +156,8 @@ class KVCache:
         """Write this forward's own keys and values; see `wan.model.Context`."""
         if self.committing:
             self._keep(layer, k, v)
-        keys, values = self.context[:, layer, :, : self.stop]
-        keys[:, self.start :] = rotate(k, self.own_table)
+        keys, values = self.context[:, layer, :, :, : self.stop].transpose(2, 3)  # [B, tokens, heads, head_dim] each
+        rotate_into(keys[:, self.start :], k, self.own_table)
         values[:, self.start :] = v
         return Attended(rotate(q, self.own_table), keys, values)
 
@@ -197,8 +199,7 @@ class KVCache:
         for piece in own:
             self.stop += self.shape.tokens(piece.pool)
             tables.append(self._table(piece.position, piece.pool))
-        cos, sin = zip(*tables, strict=True)
-        self.own_table = torch.cat(cos), torch.cat(sin)
+        self.own_table = torch.cat(tables)
         for sample in range(self.shape.batch):
             self._displace(sample, self.start, self.stop)
 
@@ -233,8 +234,9 @@ class KVCache:
             self._displace(sample, span.start, span.stop)
             self.placed[sample][offset] = wanted
         keys, values = rearrange(self._source(piece, batch), "b two l n h d -> two l b n h d")
-        self.context[0, :, batch, span] = rotate(keys, self._table(piece.position, piece.pool))
-        self.context[1, :, batch, span] = values
+        context = self.context[:, :, batch, :, span].transpose(3, 4)  # [2, layers, samples, tokens, heads, head_dim]
+        rotate_into(context[0], keys, self._table(piece.position, piece.pool))
+        context[1] = values
         self.placed_bytes += 2 * keys.nbytes
 
     def _source(self, piece: Piece, samples: slice) -> torch.Tensor:
