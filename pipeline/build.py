@@ -86,6 +86,7 @@ def build_model(config: RunConfig, device: torch.device, dtype: torch.dtype) -> 
     quantize(model, config.weights)
     if not offload:
         model.to(device)
+        model.fuse_projections()
     if config.compile:
         model.compile_repeated_blocks(dynamic=True)
     if offload:
