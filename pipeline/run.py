@@ -34,7 +34,7 @@ def make(found: Preflight, samples: Sequence[Sample], sink: Sink, claim: Claim) 
     if not todo:
         return
     progress.say(found.describe())
-    pipeline = load(found, prompts=[sample.prompt for batch in todo for sample in batch])
+    pipeline = load(found, prompts=_prompts(todo))
     stop.tell = lambda: f"{progress.made} of {count} videos are finished"
 
     def on_block(block: LatentBlock) -> None:
@@ -45,8 +45,14 @@ def make(found: Preflight, samples: Sequence[Sample], sink: Sink, claim: Claim) 
     for batch in todo:
         taken = _take(claim, batch, sink)
         if taken:
-            progress.begin(sink.path(taken[0]).name, len(taken))
-            sink.write(pipeline, batch, taken, pipeline.blocks(batch), on_block)
+            name = sink.path(taken[0]).name
+            progress.begin(name, len(taken))
+            made = sink.made(batch, taken)
+            if made:
+                progress.say(
+                    f"{name} goes on: {len(made[0].frames)} of {config.num_output_frames} latent frames are there"
+                )
+            sink.write(pipeline, batch, taken, pipeline.blocks(batch, made=made), on_block)
             progress.end()
         else:
             elsewhere += len(batch)
@@ -56,6 +62,15 @@ def make(found: Preflight, samples: Sequence[Sample], sink: Sink, claim: Claim) 
     if elsewhere:
         progress.say(f"{elsewhere} were made, or are being made, by another run of the same settings")
     progress.say(f"done: {progress.made} in {config.output_folder}")
+
+
+def _prompts(batches: Sequence[Sequence[Sample]]) -> list[str]:
+    """All prompts of all samples, those that come later in a video included."""
+    found: list[str] = []
+    for batch in batches:
+        for sample in batch:
+            found += sample.prompts
+    return found
 
 
 def _missing(batch: Sequence[Sample], sink: Sink) -> list[Sample]:
