@@ -14,6 +14,7 @@ from pipeline.decode import decode_stream
 from pipeline.descriptors import Describe
 from pipeline.frames import FrameShape
 from pipeline.generation import Generation, LatentBlock
+from pipeline.group import Group
 from pipeline.kv_cache import Cache, KVCache, ring_frames
 from pipeline.noise import NoiseSource, SeededNoise
 from pipeline.retrieval import Index, Retrieval
@@ -38,6 +39,7 @@ class Pipeline:
         bank_bytes: budget on the device for frames outside the window; None for the one of the settings.
         embed: prompts -> embeddings, for those that are not in `embeddings` yet.
         embeddings: prompt -> [text_len, text_dim].
+        group: the processes that make each generation together.
     """
 
     config: RunConfig
@@ -51,6 +53,7 @@ class Pipeline:
     bank_bytes: int | None = None
     embed: Embed | None = None
     embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
+    group: Group = field(default_factory=Group)
 
     def start(self, samples: Samples, noise: NoiseSource | None = None) -> Generation:
         """One batch of samples, ready for its first block.
@@ -79,6 +82,7 @@ class Pipeline:
         latent = self.format.shape(config.height, config.width)
         if index is None and self.descriptor is not None:
             index = Retrieval(self.descriptor, SELECTIONS[config.model_kwargs.selection])
+            index = self.group.shared(index)
         if cache is None:
             cache = self.build_cache(batch, index)
         return Generation(
@@ -106,9 +110,9 @@ class Pipeline:
         return KVCache(shape, self.policy, bank, self.device, dtype)
 
     def frame_shape(self, batch: int) -> FrameShape:
-        """Keys and values of one latent frame."""
+        """Keys and values of one latent frame, in this process."""
         _, height, width = self.format.shape(self.config.height, self.config.width)
-        return FrameShape.of(self.model.params, height, width, batch)
+        return FrameShape.of(self.model.params, height, width, batch, self.group.exchange.count)
 
     def blocks(self, samples: Samples, noise: NoiseSource | None = None) -> Iterator[LatentBlock]:
         """Generate one batch of samples; yields each finished block of latents."""

@@ -172,6 +172,34 @@ class LatentSink:
                 save_clip(pipeline, latents, video)
 
 
+@dataclass(frozen=True)
+class Follower:
+    """The files as a process has them that helps to make them and leaves decoding and writing to its group's first.
+
+    Attributes:
+        sink: the first one's.
+    """
+
+    sink: Sink
+
+    def path(self, sample: Sample) -> Path:
+        return self.sink.path(sample)
+
+    def is_finished(self, sample: Sample) -> bool:
+        return self.sink.is_finished(sample)
+
+    def write(
+        self,
+        pipeline: Pipeline,
+        batch: Sequence[Sample],
+        wanted: Sequence[Sample],
+        blocks: Iterable[LatentBlock],
+        on_block: OnBlock,
+    ) -> None:
+        for block in blocks:
+            on_block(block)
+
+
 def save_clip(pipeline: Pipeline, latents: torch.Tensor, path: Path) -> None:
     """Decode one clip's latents [F, C, H, W] to an mp4."""
     config = pipeline.config

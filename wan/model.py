@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import nn
 
 from wan.attention import NATIVE, attention, find_backend
+from wan.exchange import ALONE, Exchange
 from wan.params import WanParams
 
 TextKV = Sequence[tuple[torch.Tensor, torch.Tensor]]  # per layer: k and v, [B, text_len, heads, head_dim]
@@ -35,7 +36,10 @@ class Context(Protocol):
     """Assembles what the self-attention of each layer sees."""
 
     def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
-        """Take in a layer's unrotated q, k, v [B, T, heads, head_dim] of this forward; give what it attends to."""
+        """Take in a layer's unrotated q, k, v [B, T, heads, head_dim] of this forward; give what it attends to.
+
+        Where processes share a video, the heads are this process's own.
+        """
 
 
 class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -66,6 +70,7 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(dim, ffn_dim, num_heads, eps) for _ in range(num_layers))
         self.head = Head(dim, out_dim * patch_size[0] * patch_size[1] * patch_size[2], eps)
+        self.exchange = ALONE
 
     @property
     def params(self) -> WanParams:
@@ -76,6 +81,12 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = find_backend(backend)
+
+    def share(self, exchange: Exchange) -> None:
+        """Compute every forward together with other processes, which are given the same x, t and text."""
+        self.exchange = exchange
+        for block in self.blocks:
+            block.self_attn.exchange = exchange
 
     def encode_text(self, prompt_embeds: torch.Tensor) -> TextKV:
         """Cross-attention keys and values of all layers; they serve every forward of a prompt.
@@ -98,15 +109,16 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Returns:
             [B, F, C, H, W]
         """
+        assert t.shape[1] == 1 or self.exchange.count == 1, "a process's tokens are no whole frames"
         frames, height, width = x.shape[1], x.shape[3], x.shape[4]
         _, ph, pw = self.config.patch_size
         x = self.patch_embedding(rearrange(x.to(self.dtype), "b f c h w -> b c f h w"))
-        x = rearrange(x, "b d f h w -> b (f h w) d")
+        x = self.exchange.split(rearrange(x, "b d f h w -> b (f h w) d"))
         e = self.time_embedding(timestep_embedding(t, self.config.freq_dim).to(self.dtype))  # [B, F or 1, dim]
         e0 = rearrange(self.time_projection(e), "b f (six d) -> six b f 1 d", six=6)
         for layer, block in enumerate(self.blocks):
             x = block(x, e0, text[layer], context, layer)
-        x = self.head(x, e)
+        x = self.exchange.join(self.head(x, e))
         return rearrange(
             x, "b (f h w) (p q c) -> b f c (h p) (w q)", f=frames, h=height // ph, w=width // pw, p=ph, q=pw
         )
@@ -154,12 +166,15 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
+    exchange = ALONE
+
     def forward(self, x: torch.Tensor, context: Context, layer: int) -> torch.Tensor:
         q = self.heads(self.norm_q(self.q(x)))
         k = self.heads(self.norm_k(self.k(x)))
         v = self.heads(self.v(x))
-        q, keys, values = context.update(layer, q, k, v)
-        return self.o(attention(q, keys, values, self.backend).reshape(x.shape))
+        q, k, v = self.exchange.to_heads(q, k, v)  # all tokens of some heads, or all heads
+        attended = attention(*context.update(layer, q, k, v), self.backend).reshape(q.shape)
+        return self.o(self.exchange.to_tokens(attended).flatten(2))
 
 
 class CrossAttention(Attention):
