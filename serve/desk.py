@@ -19,13 +19,19 @@ class Desk:
         self.studio = studio
         self.takes, self.uploads = studio.takes, studio.uploads
         self.events = Events(studio.serve.readers)
-        self.jobs = Jobs(studio, self.tell)
+        self.jobs = Jobs(studio, self.tell, self.finished)
         self.reports = Reports(studio.takes.folder / ".reports", lambda: self.events.tell("reports"))
         self.uploading = asyncio.Lock()
         self.choices = studio.choices()
 
     def tell(self, number: int) -> None:
         self.events.tell(str(number))
+
+    def finished(self, takes: list[Take]) -> None:
+        """A report of two that were made side by side."""
+        if len(takes) == 2 and all(take.is_finished for take in takes):
+            self.reports.make(*takes)
+            self.events.tell("reports")
 
     def submit(self, content: dict[str, Any]) -> list[Take]:
         """Queue a take, or two that are made side by side.
@@ -76,7 +82,7 @@ class Desk:
             "error": take.error if take.state == FAILED else "",
             "created": take.created,
             "request": request.to_json(),
-            "scenes": [segment._asdict() for segment in take.scenes],
+            "segments": [segment._asdict() for segment in take.segments],
             "frames": take.frames,
             "fps": take.fps,
             "blocks": len(entries),

@@ -21,10 +21,11 @@ class Jobs:
 
     Args:
         tell: called with a take's number when it is not as it was.
+        finished: called with the takes of a job at its end.
     """
 
-    def __init__(self, studio: Studio, tell: Callable[[int], None]) -> None:
-        self.studio, self.tell = studio, tell
+    def __init__(self, studio: Studio, tell: Callable[[int], None], finished: Callable[[list[Take]], None]) -> None:
+        self.studio, self.tell, self.finished = studio, tell, finished
         self.models = Models()
         self.changed = threading.Condition()
         self.queue: deque[list[Take]] = deque()
@@ -178,6 +179,7 @@ class Jobs:
                 thread.start()
             for thread in threads:
                 thread.join()
+            self.finished(job)
 
     def _make(self, take: Take, turns: Turns) -> None:
         """One take, in a thread of its own, to its end, whatever that is."""

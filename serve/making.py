@@ -69,6 +69,7 @@ class Making:
         with claim(folder, identity(config, [sample])) as held:
             held.take(f"{NAME}.mp4")
             self._accept_switches(sample, weights)
+            take.segments = list(sample.segments)
             batch = [sample]
             made = sink.made(batch, batch)
             sink.write(pipeline, batch, batch, self._blocks(pipeline, batch, made, weights), lambda block: None)
@@ -131,8 +132,9 @@ class Making:
         if not segment.start:  # nothing was made under the first prompt
             segment = segment._replace(how=None)
         self.take.scenes = [scene for scene in self.take.scenes if scene.start != segment.start] + [segment]
-        self.take.save()
         changed = with_scenes(sample, [segment])
+        self.take.segments = list(changed.segments)
+        self.take.save()
         unfinished = Unfinished(self.take.folder / f"{NAME}.mp4", made_of(self.config, changed, weights()))
         if unfinished.folder.is_dir():
             write_json(unfinished.folder / "made_of.json", unfinished.made_of)

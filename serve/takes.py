@@ -44,6 +44,7 @@ class Take:
         number: names its folder.
         state: one of `STATES`.
         scenes: prompts that were switched to while it was made, with the blocks' first latent frames.
+        segments: all its prompts; known when its making has begun.
         error: why it failed, for a person.
         created: seconds since 1970.
         frames: length in latent frames.
@@ -60,9 +61,11 @@ class Take:
     frames: int = 0
     fps: int = 16
     title: str = ""
+    segments: list[Segment] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
+        self.segments = self.segments or [Segment(0, self.request.prompt)]
         self.blocks = BlockLog(self.folder / ".blocks.jsonl")
         self.preview = Preview(self.folder / ".preview")
 
@@ -80,6 +83,7 @@ class Take:
             "request": self.request.to_json(),
             "state": self.state,
             "scenes": [segment._asdict() for segment in self.scenes],
+            "segments": [segment._asdict() for segment in self.segments],
             "error": self.error,
             "created": self.created,
             "frames": self.frames,
@@ -163,6 +167,7 @@ def read_take(folder: Path) -> Take | None:
     try:
         content: dict[str, Any] = json.loads((folder / "take.json").read_text(encoding="utf-8"))
         scenes = [Segment(**segment) for segment in content["scenes"]]
+        segments = [Segment(**segment) for segment in content["segments"]]
         take = Take(
             number=int(folder.name),
             folder=folder,
@@ -174,6 +179,7 @@ def read_take(folder: Path) -> Take | None:
             frames=int(content["frames"]),
             fps=int(content["fps"]),
             title=str(content["title"]),
+            segments=segments,
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None
