@@ -23,6 +23,8 @@ class Desk:
         self.reports = Reports(studio.takes.folder / ".reports", lambda: self.events.tell("reports"))
         self.uploading = asyncio.Lock()
         self.choices = studio.choices()
+        for take in self.takes.all():
+            self.tell(take.number)
 
     def tell(self, number: int) -> None:
         self.events.tell(str(number))
@@ -91,8 +93,8 @@ class Desk:
         }
         return found | self.jobs.status(take)
 
-    def news(self, keys: list[str]) -> dict[str, Any]:
-        """What to send to a reader for keys that changed."""
+    def news(self, keys: list[str], is_first: bool) -> dict[str, Any]:
+        """What to send to a reader for keys that changed; `all` says that there are no other takes."""
         takes = []
         gone = []
         for key in keys:
@@ -103,7 +105,7 @@ class Desk:
                 gone.append(int(key))
             else:
                 takes.append(self.describe(take))
-        return {"takes": takes, "gone": gone, "reports": "reports" in keys}
+        return {"takes": takes, "gone": gone, "reports": "reports" in keys, "all": is_first}
 
     def close(self) -> None:
         self.events.close()

@@ -62,10 +62,10 @@ class EventStream:
     """A response that follows events, as `text/event-stream`.
 
     Args:
-        describe: keys that changed -> what to send.
+        describe: keys that changed, and whether these are the reader's first news -> what to send.
     """
 
-    def __init__(self, events: Events, describe: Callable[[list[str]], dict[str, Any]]) -> None:
+    def __init__(self, events: Events, describe: Callable[[list[str], bool], dict[str, Any]]) -> None:
         self.events, self.describe = events, describe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +97,7 @@ class EventStream:
             now, keys = self.events.since(version)
             text = ""
             if keys or version < 0:
-                content = await asyncio.to_thread(self.describe, keys)
+                content = await asyncio.to_thread(self.describe, keys, version < 0)
                 text = f"id: {now}\ndata: {json.dumps(content)}\n\n"
                 version = now
             elif time.monotonic() - spoke > HEARTBEAT:

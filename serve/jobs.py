@@ -75,7 +75,9 @@ class Jobs:
         self._tell_all()
 
     def pause(self, take: Take) -> None:
-        self._steering(take).ask(PAUSE)
+        """Wait between two blocks; a take that waits for the device leaves the queue."""
+        if not self._withdraw(take, PAUSED):
+            self._steering(take).ask(PAUSE)
         self.tell(take.number)
 
     def resume(self, take: Take) -> None:
@@ -89,18 +91,22 @@ class Jobs:
 
     def stop(self, take: Take) -> None:
         """End the making; what is there stays."""
-        found = self.present.get(take.number)
-        if found is not None:
-            found[1].ask(STOP)
-            return
-        with self.changed:
-            for job in self.queue:
-                if take in job:
-                    job.remove(take)
-            self.queue = deque(job for job in self.queue if job)
-        if take.state in (WAITING, PAUSED):
+        if take.state == PAUSED and take.number not in self.present:
             take.set_state(STOPPED)
+        elif not self._withdraw(take, STOPPED):
+            self._steering(take).ask(STOP)
         self._tell_all()
+
+    def _withdraw(self, take: Take, state: str) -> bool:
+        """Take a take out of the queue; whether it was there."""
+        with self.changed:
+            jobs = [job for job in self.queue if take in job]
+            for job in jobs:
+                job.remove(take)
+            self.queue = deque(job for job in self.queue if job)
+        if jobs:
+            take.set_state(state)
+        return bool(jobs)
 
     def switch(self, take: Take, prompt: str, how: str) -> None:
         """Another prompt from the next block on."""

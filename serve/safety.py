@@ -10,6 +10,7 @@ from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from urllib.parse import parse_qs, urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.settings import ServeSettings
@@ -37,10 +38,6 @@ class Refused(Exception):
     def __init__(self, status: int, words: str) -> None:
         super().__init__(words)
         self.status = status
-
-
-class TooLarge(Exception):
-    """A body is longer than it may be, or does not come."""
 
 
 def new_token() -> str:
@@ -85,22 +82,15 @@ class Safety:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
         """Let the application answer, its headers made safe and the body counted as it comes."""
-        started = False
 
         async def guarded(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 given = {name for name, _ in message["headers"]}
                 extra = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in given]
                 message = {**message, "headers": [*message["headers"], *extra]}
             await send(message)
 
-        try:
-            await self.app(scope, _Counted(receive, most), guarded)
-        except TooLarge as error:
-            if not started:
-                await _refuse(send, 413, str(error))
+        await self.app(scope, _Counted(receive, most), guarded)
 
     def _check_address(self, headers: dict[str, str]) -> None:
         """The name that the client used for this machine: another site's name that leads here is refused."""
@@ -167,12 +157,12 @@ class _Counted:
         try:
             message = await asyncio.wait_for(self.receive(), PATIENCE)
         except asyncio.TimeoutError as error:
-            raise TooLarge("the request did not come to its end") from error
+            raise HTTPException(408, "the request did not come to its end") from error
         if message["type"] == "http.request":
             self.bytes += len(message.get("body", b""))
             self.is_whole = not message.get("more_body", False)
             if self.bytes > self.most:
-                raise TooLarge(f"at most {self.most} bytes are taken")
+                raise HTTPException(413, f"at most {self.most} bytes are taken")
         return message
 
 

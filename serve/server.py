@@ -54,7 +54,10 @@ def serve(backbone: str, method: str, settings: ServeSettings, words: Sequence[s
     config = load_config(path, [*own, f"output_folder={TAKES.format(backbone=backbone)}", *words])
     words = [word for word in words if not word.startswith(("output_folder=", "prompt=", "data_path="))]
 
-    import uvicorn  # slow to import, as what follows (torch): only after the arguments are right
+    try:
+        import uvicorn  # slow to import, as what follows (torch): only after the arguments are right
+    except ImportError as error:
+        raise UserError("the server's packages are missing; pip install -r requirements.txt") from error
 
     from pipeline.preflight import preflight
     from serve.desk import Desk

@@ -8,9 +8,9 @@ from typing import Any
 
 from pipeline.backbones import METHODS, arguments
 from pipeline.config import RunConfig, load_config
+from pipeline.prompts import Prompt, read_prompts
 from pipeline.scenes import SWITCHES
 from pipeline.timeline import Grid, segments_of
-from pipeline.prompts import Prompt, read_prompts
 from serve.request import Request
 from serve.settings import ServeSettings
 from serve.takes import NAME, Take, Takes

@@ -97,7 +97,8 @@ class Uploads:
             raise UserError(f"its pictures are {width} x {height} pixels; each side must have at least {SMALLEST}")
         if width * height > self.limits.upload_megapixels * 1e6:
             raise UserError(
-                f"its pictures are {width} x {height} pixels; at most {self.limits.upload_megapixels:g} million are taken"
+                f"its pictures are {width} x {height} pixels; "
+                f"at most {self.limits.upload_megapixels:g} million are taken"
             )
 
     def _forget_oldest(self) -> None:

@@ -26,6 +26,7 @@ function say(words) {
 }
 
 function hear(news) {
+  if (news.all) state.takes.clear();
   for (const take of news.takes) state.takes.set(take.number, take);
   for (const number of news.gone) {
     state.takes.delete(number);
