@@ -9,6 +9,7 @@ import torch
 
 from pipeline.autoencoders import AUTOENCODERS, VAE
 from pipeline.config import RunConfig, load_config
+from pipeline.group import Group
 from pipeline.offload import offload_text_encoder, offload_transformer, quantize
 from pipeline.pipeline import Pipeline
 from pipeline.preflight import Preflight, model_folder, preflight
@@ -23,12 +24,18 @@ from wan.params import LatentFormat, read_text_len
 from wan.text_encoder import TextEncoder
 
 
-def load(config: str | Path | RunConfig | Preflight, prompts: Sequence[str] = (), **overrides: Any) -> Pipeline:
+def load(
+    config: str | Path | RunConfig | Preflight,
+    prompts: Sequence[str] = (),
+    group: Group | None = None,
+    **overrides: Any,
+) -> Pipeline:
     """Build the pipeline that a config describes.
 
     Args:
         config: a YAML file, settings from `load_config`, or what `preflight` found for them.
         prompts: encoded before the other weights are loaded, so that the two need not fit at once.
+        group: the processes that make each video together; without one, this one alone.
         overrides: replace the file's settings; nested ones as in `model_kwargs={"memory_size": 4}`.
 
     Raises:
@@ -40,16 +47,18 @@ def load(config: str | Path | RunConfig | Preflight, prompts: Sequence[str] = ()
         raise TypeError("settings are frozen: give the overrides to load_config")
     found = config if isinstance(config, Preflight) else preflight(config)
     config = found.config
-    embeddings = embed(found, prompts) if prompts else {}
+    group = group or Group()
+    embeddings = group.first(embed, found, prompts) if prompts else {}
     if found.device.type == "cuda":
         torch.cuda.set_device(found.device)  # what names no device means this one
     model = build_model(config, found.device, found.dtype)
+    model.share(group.exchange)
     decoder = AUTOENCODERS[config.vae]
-    vae = decoder.load(found.files[decoder.role], found.device, found.dtype)
+    vae = decoder.load(found.files[decoder.role], found.device, found.dtype) if group.leads else None
     pipeline = assemble(config, model, found.format, found.device, vae)
     pipeline.bank_bytes = found.bank_bytes
-    pipeline.embed = partial(embed, found)
-    pipeline.embeddings = embeddings
+    pipeline.embed = partial(group.first, embed, found)
+    pipeline.embeddings, pipeline.group = embeddings, group
     return pipeline
 
 

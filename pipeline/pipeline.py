@@ -15,6 +15,7 @@ from pipeline.descriptors import Describe
 from pipeline.frames import FrameShape
 from pipeline.generation import Generation, LatentBlock
 from pipeline.given import Given
+from pipeline.group import Group
 from pipeline.kv_cache import Cache, KVCache, ring_frames
 from pipeline.noise import NoiseSource, SeededNoise
 from pipeline.retrieval import Index, Retrieval
@@ -40,6 +41,7 @@ class Pipeline:
         bank_bytes: budget on the device for frames outside the window; None for the one of the settings.
         embed: prompts -> embeddings, for those that are not in `embeddings` yet.
         embeddings: prompt -> [text_len, text_dim].
+        group: the processes that make each generation together.
     """
 
     config: RunConfig
@@ -53,6 +55,7 @@ class Pipeline:
     bank_bytes: int | None = None
     embed: Embed | None = None
     embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
+    group: Group = field(default_factory=Group)
 
     def start(self, samples: Samples, noise: NoiseSource | None = None) -> Generation:
         """One batch of samples, ready for its first block.
@@ -81,6 +84,7 @@ class Pipeline:
         latent = self.format.shape(config.height, config.width)
         if index is None and self.descriptor is not None:
             index = Retrieval(self.descriptor, SELECTIONS[config.model_kwargs.selection])
+            index = self.group.shared(index)
         if cache is None:
             cache = self.build_cache(batch, index)
         return Generation(
@@ -108,9 +112,9 @@ class Pipeline:
         return KVCache(shape, self.policy, bank, self.device, dtype)
 
     def frame_shape(self, batch: int) -> FrameShape:
-        """Keys and values of one latent frame."""
+        """Keys and values of one latent frame, in this process."""
         _, height, width = self.format.shape(self.config.height, self.config.width)
-        return FrameShape.of(self.model.params, height, width, batch)
+        return FrameShape.of(self.model.params, height, width, batch, self.group.exchange.count)
 
     def blocks(
         self, samples: Samples, noise: NoiseSource | None = None, made: Sequence[Given] = ()
@@ -126,7 +130,7 @@ class Pipeline:
             if switch := script.switch(generation.start):
                 prompts, how = switch
                 generation.switch(self.prompt_embeds(prompts), how)
-            latents = script.given(generation.coming)
+            latents = self.group.first(script.given, generation.coming)
             yield generation.step() if latents is None else generation.give(latents.to(self.device))
 
     def frames(self, samples: Samples) -> Iterator[np.ndarray]:

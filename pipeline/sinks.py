@@ -109,8 +109,7 @@ class VideoSink:
                 making[number] = self._unfinished(sample)
         clock = Clock(pipeline.device)
         count = -(-(self.config.num_output_frames // self.config.num_frame_per_block) // self.config.segment_blocks)
-        if any(unfinished.segments < count for unfinished in making.values()):
-            self._shoot(pipeline, batch, making, blocks, on_block, clock)
+        self._shoot(pipeline, batch, making, blocks, on_block, clock)
         for number, unfinished in making.items():
             self._finish(pipeline, batch[number], unfinished, count, clock.seconds)
 
@@ -234,6 +233,37 @@ class LatentSink:
             save_tensors(self.path(sample), latents.clone())
             if video := self.video(sample):
                 save_clip(pipeline, latents, video)
+
+
+@dataclass(frozen=True)
+class Follower:
+    """The files as a process has them that helps to make them and leaves decoding and writing to its group's first.
+
+    Attributes:
+        sink: the first one's.
+    """
+
+    sink: Sink
+
+    def path(self, sample: Sample) -> Path:
+        return self.sink.path(sample)
+
+    def is_finished(self, sample: Sample) -> bool:
+        return self.sink.is_finished(sample)
+
+    def made(self, batch: Sequence[Sample], wanted: Sequence[Sample]) -> list[Given]:
+        return self.sink.made(batch, wanted)
+
+    def write(
+        self,
+        pipeline: Pipeline,
+        batch: Sequence[Sample],
+        wanted: Sequence[Sample],
+        blocks: Iterable[LatentBlock],
+        on_block: OnBlock,
+    ) -> None:
+        for block in blocks:
+            on_block(block)
 
 
 def save_clip(pipeline: Pipeline, latents: torch.Tensor, path: Path) -> None:
