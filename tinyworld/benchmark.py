@@ -29,6 +29,7 @@ from pipeline.samples import Sample
 from pipeline.selection import SELECTIONS
 from tinyworld.hypotheses import Hypothesis
 from tinyworld.judging import measure as judge
+from tinyworld.places import MEMORIES, OwnTrack, bounding
 from tinyworld.results import TRUTH, Unit
 from tinyworld.store import Store
 from tinyworld.tables import report
@@ -47,10 +48,14 @@ SUBSET = 16  # prompts of subset=true
 
 @dataclass(frozen=True)
 class Row:
-    """A way to generate: a config and what it changes, as a tree."""
+    """A way to generate: a config and what it changes, as a tree.
+
+    With `holds`, a name in `tinyworld.places.MEMORIES`, the memory holds that instead of what retrieval finds.
+    """
 
     config: str = "configs/tinyworld_native.yaml"
     overrides: dict[str, Any] = field(default_factory=dict)
+    holds: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,10 @@ class BenchmarkSettings(Settings):
         for name in self.rows:
             if not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
                 raise UserError(f"row '{name}' in {CONFIG} cannot be a folder's name; use letters, digits, _ and -")
+            if self.rows[name].holds:
+                require_choice(f"rows.{name}.holds", self.rows[name].holds, MEMORIES)
+                if not self.run_config(self.rows[name]).policy().retrieves:
+                    raise UserError(f"row '{name}' in {CONFIG} holds something and its config retrieves nothing")
         for name in self.only:
             require_choice("only", name, self.rows)
         for question, names in self.comparisons.items():
@@ -140,15 +149,30 @@ def main() -> None:
 
 def open_stores(settings: BenchmarkSettings) -> dict[str, Store]:
     """The results of every row that is to run, and of the true videos; all rows are checked before."""
+    require_partners(settings)
     abouts = {TRUTH: {"judge": judge.VERSION, "window": settings.window(), "frames": settings.frames}}
     for name, row in settings.chosen().items():
         found = preflight(settings.run_config(row))
         abouts[name] = {"window": settings.window(), **identity(found)}
+        if row.holds:
+            abouts[name]["holds"] = row.holds
+            abouts[name]["code"]["places"] = hashlib.sha256(source(OwnTrack).encode()).hexdigest()[:16]
     folder = require_writable(settings.folder)
     stores = {}
     for name, about in abouts.items():
         stores[name] = Store(folder / ("truth" if name == TRUTH else name), about)
     return stores
+
+
+def require_partners(settings: BenchmarkSettings) -> None:
+    """Refuse batches in which a video that is to remember another scene is alone."""
+    rest = len(settings.units()) % settings.batch
+    for name, row in settings.chosen().items():
+        if row.holds == "other_scene" and (settings.batch == 1 or rest == 1):
+            raise UserError(
+                f"row '{name}' takes its memory from the next video of the batch, and batch {settings.batch} leaves "
+                f"one of {len(settings.units())} videos alone; choose another batch"
+            )
 
 
 def identity(found: Preflight) -> dict[str, Any]:
@@ -245,7 +269,9 @@ def fill(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> int:
 def load_row(settings: BenchmarkSettings, name: str) -> Pipeline:
     """A row's pipeline, with all captions encoded."""
     captions = [held_out(prompt).caption for prompt in range(settings.captions())]
-    return load(settings.run_config(settings.rows[name]), captions)
+    row = settings.rows[name]
+    pipeline = load(settings.run_config(row), captions)
+    return bounding(pipeline, row.holds) if row.holds else pipeline
 
 
 def generate(
