@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional as F
 
-from pipeline.descriptors import Describe
+from pipeline.descriptors import Asking, Describe
 from pipeline.selection import SelectionRule, most_similar
 
 
@@ -56,9 +56,15 @@ class Retrieval:
         self.rows: dict[int, int] = {}  # frame -> row
         self.free: list[int] = []
         self.last = -1  # the last finished frame
+        self.recent: torch.Tensor | None = (
+            None  # [B, F, C, H, W] the latest latents, where the descriptor asks with them
+        )
         self.most_similar_pair = MostSimilarPair(self.vectors)
 
     def add(self, latents: torch.Tensor) -> None:
+        if isinstance(self.describe, Asking):
+            known = latents if self.recent is None else torch.cat([self.recent, latents], dim=1)
+            self.recent = known[:, -self.describe.past :]
         for vector in F.normalize(self.describe(latents), dim=-1).unbind(1):
             if not self.free:
                 self._grow(vector)
@@ -76,9 +82,19 @@ class Retrieval:
         return self.table.index_select(0, rows.to(self.table.device, non_blocking=True))
 
     def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
-        """See `Index`; the query is the last finished frame, similarity the cosine in float32."""
+        """See `Index`; the query is the last finished frame or the descriptor's own, similarity the cosine in float32.
+
+        A descriptor may ask for nothing. As the samples of a batch retrieve equally many frames, they retrieve as many
+        as the one that finds most worth it.
+        """
         query = self.table[self.rows[self.last]]
-        similarities = torch.einsum("n b d, b d -> b n", self.vectors(candidates), query).tolist()
+        if isinstance(self.describe, Asking):
+            query = self.describe.query(self.recent)
+        cosines = torch.einsum("n b d, b d -> b n", self.vectors(candidates), query)
+        if isinstance(self.describe, Asking):
+            worth_it = cosines > (query @ self.describe.nothing)[:, None]
+            k = min(k, int(worth_it.sum(1).max()))
+        similarities = cosines.tolist()
         frames, found = [], []
         for row, rng in zip(similarities, rngs, strict=True):
             chosen = self.rule(row, candidates, k, rng)

@@ -18,7 +18,7 @@ from pipeline.bank.codec import build_codec
 from pipeline.bank.tiers import RamTier
 from pipeline.build import load
 from pipeline.config import RunConfig, load_config
-from pipeline.kv_cache import KVCache
+from pipeline.kv_cache import KVCache, ring_frames
 from pipeline.noise import SeededNoise
 from pipeline.pipeline import Pipeline
 from pipeline.retrieval import Retrieval
@@ -151,7 +151,8 @@ def sample(
     if rule in SELECTIONS:
         index = Retrieval(pipe.descriptor, SELECTIONS[rule])
     else:
-        index = TruePlaces(camera, rule, pipe.policy.block)
+        at_hand = ring_frames(pipe.policy) if of_the_next_sample else 0
+        index = TruePlaces(camera, rule, pipe.policy.block, at_hand)
     noise = SeededNoise(pipe.config.seed, [(clip, 0) for clip in clips])
     generation = pipe.start_from(pipe.prompt_embeds(captions), noise, index, cache)
     made = {}

@@ -42,6 +42,13 @@ class ByPlace:
         raise AssertionError("a bank without bounds does not ask")
 
 
+def in_the_bank(candidates: Sequence[int], end: int, at_hand: int) -> list[int]:
+    """The candidates before the latest `at_hand` of `end` frames."""
+    if not at_hand:
+        return list(candidates)
+    return [frame for frame in candidates if frame < end - at_hand]
+
+
 def choose(end: int, candidates: Sequence[int], distance: np.ndarray, rule: str, k: int) -> Selection:
     """The `k` candidates of each sample whose views are nearest to a place, or farthest from it.
 
@@ -68,17 +75,20 @@ class TruePlaces(ByPlace):
     Attributes:
         camera: [B, F] pixels.
         rule: near, far or none.
+        at_hand: latest frames that are not fetched from a bank; not retrieved where the bank is to hand out another's.
     """
 
     camera: np.ndarray
     rule: str
     block: int
+    at_hand: int = 0
     end: int = 0
 
     def add(self, latents: torch.Tensor) -> None:
         self.end += latents.shape[1]
 
     def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
+        candidates = in_the_bank(candidates, self.end, self.at_hand)
         place = self.camera[:, self.end : self.end + self.block].mean(1, keepdims=True)
         return choose(self.end, candidates, np.abs(self.camera[:, list(candidates)] - place), self.rule, k)
 
@@ -117,8 +127,7 @@ class OwnTrack(ByPlace):
 
     def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
         end = len(self.positions)
-        if self.at_hand:
-            candidates = [frame for frame in candidates if frame < end - self.at_hand]
+        candidates = in_the_bank(candidates, end, self.at_hand)
         step = (self.positions[-1] - self.positions[-3]) / 2
         place = self.positions[-1] + step * (self.block + 1) / 2
         there = (
