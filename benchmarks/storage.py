@@ -4,9 +4,14 @@ Generates the same video with frames outside the window kept in each type of `pi
 compares selections and latents with those of the model's own type.
 """
 
+import operator
 import sys
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError, run
+
+if TYPE_CHECKING:
+    from pipeline.generation import LatentBlock
 
 
 def main() -> None:
@@ -16,7 +21,9 @@ def main() -> None:
     if len(sys.argv) > 2:
         raise UserError(f"'{sys.argv[2]}' is too much; give one config")
 
-    path = sys.argv[1] if sys.argv[1:] else "configs/tinyworld_latentmem.yaml"
+    path = "configs/tinyworld_latentmem.yaml"
+    if sys.argv[1:]:
+        path = sys.argv[1]
     if path.startswith("-") or "=" in path:
         raise UserError(f"'{path}' is no config; give one, such as configs/tinyworld_latentmem.yaml")
 
@@ -29,22 +36,32 @@ def main() -> None:
     from pipeline.preflight import preflight
 
     prompt = first_prompt(load_config(path))
-    found = {storage: preflight(load_config(path, {"bank": {"storage": storage}})) for storage in STORAGES}
+    found = {}
+    for storage in STORAGES:
+        found[storage] = preflight(load_config(path, {"bank": {"storage": storage}}))
     print("| storage | memory at the end | blocks with the same selection | rms difference, first 10 s | whole |")
     print("|---|---|---|---|---|")
-    reference = None
+    reference = None  # latents and selections of the model's own type, the first of all
     for storage in STORAGES:
         pipeline = load(found[storage])
         blocks = list(pipeline.blocks(prompt))
         latents = torch.cat([block.latents for block in blocks], dim=1)
-        chosen = [block.selection and {frozenset(row) for row in block.selection.frames} for block in blocks]
-        reference = reference or (latents, chosen)
-        same = sum(a == b for a, b in zip(chosen, reference[1], strict=True))
-        error = (latents - reference[0]).square().mean(dim=(0, 2, 3, 4)).sqrt()
-        print(
-            f"| {storage} | {blocks[-1].memory_bytes / 1e6:.2f} MB | {same} of {len(blocks)} | "
-            f"{error[:41].square().mean().sqrt():.4f} | {error.square().mean().sqrt():.4f} |"
-        )
+        chosen = [retrieved(block) for block in blocks]
+        if reference is None:
+            reference = (latents, chosen)
+        same = sum(map(operator.eq, chosen, reference[1]))
+        error = (latents - reference[0]).square().mean(dim=(0, 2, 3, 4)).sqrt()  # [F]
+        start = error[:41].square().mean().sqrt()
+        whole = error.square().mean().sqrt()
+        memory = blocks[-1].memory_bytes / 1e6
+        print(f"| {storage} | {memory:.2f} MB | {same} of {len(blocks)} | {start:.4f} | {whole:.4f} |")
+
+
+def retrieved(block: "LatentBlock") -> set[frozenset[int]]:
+    """The frames that a block chose for the next one, whatever their order."""
+    if block.selection is None:
+        return set()
+    return set(map(frozenset, block.selection.frames))
 
 
 if __name__ == "__main__":
