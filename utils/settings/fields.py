@@ -125,6 +125,8 @@ def require_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 def require_in_range(field: dataclasses.Field, value: Any, name: str) -> None:
     """Refuse a value that the field's choices or bounds do not allow; `name` is the setting's in the message."""
+    if field.metadata.get("writes") and value == "":
+        raise UserError(f"setting '{name}' is empty; say where to write")
     if field.metadata.get("choices") and value is not None:
         require_choice(name, value, field.metadata["choices"])
     numbers = value if isinstance(value, list | tuple) else [value]
