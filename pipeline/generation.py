@@ -77,6 +77,11 @@ class Generation:
     scene: Scene = field(default=Scene(), init=False)
     recent: torch.Tensor | None = field(default=None, init=False)
 
+    @property
+    def coming(self) -> range:
+        """The latent frames of the block to come."""
+        return range(self.start, self.start + self.policy.block)
+
     @torch.no_grad()  # not inference mode, in which torchao's weights cannot change device
     def begin(self) -> ContextPlan:
         """Plan the block to come and assemble what it attends to."""

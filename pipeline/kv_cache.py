@@ -19,7 +19,7 @@ from pipeline.merged import MergedMemory, Tokens
 from pipeline.merges import find_rule
 from utils.streams import SideStream
 from wan.model import Attended
-from wan.rope import Table, rope_table, rotate
+from wan.rope import Table, rope_table, rotate, rotate_into
 
 
 class Cache(Protocol):
@@ -90,7 +90,9 @@ class KVCache:
         self.merged_at: dict[int, Piece] = {}  # offset in tokens -> the merged piece there
         self.unwritten: set[int] = set()  # layers whose merged pieces are not in the context yet
         room = sum(shape.tokens(pool) for pool in policy.largest)
-        self.context = empty(2, shape.layers, shape.batch, room)
+        # Each head's keys lie side by side, as attention reads them.
+        dims = (2, shape.layers, shape.batch, shape.heads, room, shape.head_dim)
+        self.context = torch.empty(dims, device=device, dtype=dtype)
         self.placed: list[dict[int, Placed]] = [{} for _ in range(shape.batch)]  # offset in tokens -> what lies there
         self.placed_bytes = 0  # written into the context so far
         self.versions: dict[int, int] = {}  # frame -> how often it was committed
@@ -172,8 +174,8 @@ class KVCache:
         rotated_q = rotate(q, self.own_table)
         if self.merged is not None:
             self._update_merged(layer, q, rotated_q)
-        keys, values = self.context[:, layer, :, : self.stop]
-        keys[:, self.start :] = rotate(k, self.own_table)
+        keys, values = self.context[:, layer, :, :, : self.stop].transpose(2, 3)  # [B, tokens, heads, head_dim] each
+        rotate_into(keys[:, self.start :], k, self.own_table)
         values[:, self.start :] = v
         return Attended(rotated_q, keys, values)
 
@@ -184,14 +186,15 @@ class KVCache:
             return
         self.unwritten.discard(layer)
         tokens, size = self.merged.current[layer], self.shape.tokens()
+        context_keys, context_values = self.context[:, layer].transpose(2, 3)  # [B, tokens, heads, head_dim] each
         for offset, piece in self.merged_at.items():
             first = size * (-1 - piece.frame)
             part = tokens.part(first, first + size)
             keys = part.keys
             if piece.position != OWN_INDEX:
                 keys = rotate(keys, self._table(piece.position, 1))
-            self.context[0, layer, :, offset : offset + size] = keys
-            self.context[1, layer, :, offset : offset + size] = part.values
+            context_keys[:, offset : offset + size] = keys
+            context_values[:, offset : offset + size] = part.values
 
     def _tokens(self, layer: int, frames: Sequence[int]) -> Tokens:
         """A layer's tokens of frames at hand; those of the pinned frames where none are named."""
@@ -258,8 +261,7 @@ class KVCache:
         for piece in own:
             self.stop += self.shape.tokens(piece.pool)
             tables.append(self._table(piece.position, piece.pool))
-        cos, sin = zip(*tables, strict=True)
-        self.own_table = torch.cat(cos), torch.cat(sin)
+        self.own_table = torch.cat(tables)
         for sample in range(self.shape.batch):
             self._displace(sample, self.start, self.stop)
 
@@ -295,8 +297,9 @@ class KVCache:
             self._displace(sample, span.start, span.stop)
             self.placed[sample][offset] = wanted
         keys, values = rearrange(self._source(piece, batch), "b two l n h d -> two l b n h d")
-        self.context[0, :, batch, span] = rotate(keys, self._table(piece.position, piece.pool))
-        self.context[1, :, batch, span] = values
+        context = self.context[:, :, batch, :, span].transpose(3, 4)  # [2, layers, samples, tokens, heads, head_dim]
+        rotate_into(context[0], keys, self._table(piece.position, piece.pool))
+        context[1] = values
         self.placed_bytes += 2 * keys.nbytes
 
     def _source(self, piece: Piece, samples: slice) -> torch.Tensor:
