@@ -128,7 +128,16 @@ class Generation:
 
     def give(self, latents: torch.Tensor) -> LatentBlock:
         """Take the next block as it is given, [B, F, C, H, W] on the generation's device."""
-        return self.commit(latents, self.begin())
+        plan = self.begin()
+        if self.policy.looks_at_noise:
+            self._look(plan)
+        return self.commit(latents, plan)
+
+    @torch.no_grad()
+    def _look(self, plan: ContextPlan) -> None:
+        """The first forward that the block would be sampled with, as what it sees depends on that."""
+        block = plan.start // len(plan.own)
+        self._flow(self._noise(block, 0), self.sampler.timesteps[0])
 
     @torch.no_grad()
     def switch(self, prompt_embeds: torch.Tensor, how: str = "text") -> None:

@@ -171,17 +171,17 @@ class KVCache:
         """Write this forward's own keys and values; see `wan.model.Context`."""
         if self.committing:
             self._keep(layer, k, v)
-        q = rotate(q, self.own_table)
+        rotated_q = rotate(q, self.own_table)
         if self.merged is not None:
-            self._update_merged(layer, q)
+            self._update_merged(layer, q, rotated_q)
         keys, values = self.context[:, layer, :, :, : self.stop].transpose(2, 3)  # [B, tokens, heads, head_dim] each
         rotate_into(keys[:, self.start :], k, self.own_table)
         values[:, self.start :] = v
-        return Attended(q, keys, values)
+        return Attended(rotated_q, keys, values)
 
-    def _update_merged(self, layer: int, q: torch.Tensor) -> None:
+    def _update_merged(self, layer: int, q: torch.Tensor, rotated_q: torch.Tensor) -> None:
         """Make a layer's merged pieces where that is due, and write them into the context where they are others."""
-        changed = self.merged.update(layer, q, self.committing, partial(self._tokens, layer))
+        changed = self.merged.update(layer, q, rotated_q, self.committing, partial(self._tokens, layer))
         if not changed and layer not in self.unwritten:
             return
         self.unwritten.discard(layer)
