@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from wan.attention import NATIVE, attention, find_backend
+from wan.exchange import ALONE, Exchange
 from wan.params import WanParams
 
 TextKV = Sequence[tuple[torch.Tensor, torch.Tensor]]  # per layer: k and v, [B, text_len, heads, head_dim]
@@ -37,7 +38,10 @@ class Context(Protocol):
     """Assembles what the self-attention of each layer sees."""
 
     def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
-        """Take in a layer's unrotated q, k, v [B, T, heads, head_dim] of this forward; give what it attends to."""
+        """Take in a layer's unrotated q, k, v [B, T, heads, head_dim] of this forward; give what it attends to.
+
+        Where processes share a video, the heads are this process's own.
+        """
 
 
 class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -68,6 +72,7 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(dim, ffn_dim, num_heads, eps) for _ in range(num_layers))
         self.head = Head(dim, out_dim * patch_size[0] * patch_size[1] * patch_size[2], eps)
+        self.exchange = ALONE
 
     @property
     def params(self) -> WanParams:
@@ -92,6 +97,12 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for block in self.blocks:
             block.self_attn.fuse()
 
+    def share(self, exchange: Exchange) -> None:
+        """Compute every forward together with other processes, which are given the same x, t and text."""
+        self.exchange = exchange
+        for block in self.blocks:
+            block.self_attn.exchange = exchange
+
     def encode_text(self, prompt_embeds: torch.Tensor) -> TextKV:
         """Cross-attention keys and values of all layers; they serve every forward of a prompt.
 
@@ -113,15 +124,16 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Returns:
             [B, F, C, H, W]
         """
+        assert t.shape[1] == 1 or self.exchange.count == 1, "a process's tokens are no whole frames"
         frames, height, width = x.shape[1], x.shape[3], x.shape[4]
         dtype = self.compute_dtype
         _, ph, pw = self.config.patch_size
-        x = self.patch_embedding(x.to(dtype))
+        x = self.exchange.split(self.patch_embedding(x.to(dtype)))
         e = self.time_embedding(timestep_embedding(t, self.config.freq_dim).to(dtype))  # [B, F or 1, dim]
         e0 = rearrange(self.time_projection(e), "b f (six d) -> six b f 1 d", six=6)
         for layer, block in enumerate(self.blocks):
             x = block(x, e0, text[layer], context, layer)
-        x = self.head(x, e)
+        x = self.exchange.join(self.head(x, e))
         return rearrange(
             x, "b (f h w) (p q c) -> b f c (h p) (w q)", f=frames, h=height // ph, w=width // pw, p=ph, q=pw
         )
@@ -200,6 +212,8 @@ class SelfAttention(Attention):
         fused: weight and bias of q, k and v together, in the memory of their own; None: three products.
     """
 
+    exchange = ALONE
+
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__(dim, num_heads, eps)
         self.fused: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -234,9 +248,9 @@ class SelfAttention(Attention):
         return self.heads(self.norm_q(q)), self.heads(self.norm_k(k)), self.heads(v)
 
     def forward(self, x: torch.Tensor, context: Context, layer: int) -> torch.Tensor:
-        q, k, v = self.project(x)
-        q, keys, values = context.update(layer, q, k, v)
-        return self.o(attention(q, keys, values, self.backend).reshape(x.shape))
+        q, k, v = self.exchange.to_heads(*self.project(x))  # all tokens of some heads, or all heads
+        attended = attention(*context.update(layer, q, k, v), self.backend).reshape(q.shape)
+        return self.o(self.exchange.to_tokens(attended).flatten(2))
 
 
 class CrossAttention(Attention):
