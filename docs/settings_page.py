@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ae.settings import TrainSettings
 from pipeline.config import CorpusConfig, RunConfig
+from serve.settings import ServeSettings
 from tinyworld.benchmark import BenchmarkSettings
 from utils.errors import run
 from utils.files import atomic
@@ -30,6 +31,7 @@ SECTIONS = (  # heading, words below it, settings, settings that an earlier sect
         CorpusConfig,
         RunConfig,
     ),
+    ("Server", "`bash serve.sh BACKBONE METHOD`, beside the settings of inference.", ServeSettings, None),
     ("Training of the retrieval encoder", "`bash train_ae_delta.sh`, from `ae/configs/`.", TrainSettings, None),
     (
         "Benchmark of tinyworld",

@@ -15,6 +15,7 @@ from pipeline.pipeline import Pipeline
 from pipeline.preflight import Preflight, model_folder, preflight
 from pipeline.prompts import Prompt
 from pipeline.sampler import SAMPLERS, FlowSchedule, Sampler
+from pipeline.samples import Sample
 from pipeline.text import TextCache, encode_prompts, fingerprint, note_of_cuts
 from wan.checkpoint import load_generator
 from wan.lora import add_loras
@@ -94,6 +95,7 @@ def build_model(config: RunConfig, device: torch.device, dtype: torch.dtype) -> 
     quantize(model, config.weights)
     if not offload:
         model.to(device)
+        model.fuse_projections()
     if config.compile:
         model.compile_repeated_blocks(dynamic=True)
     if offload:
@@ -108,9 +110,13 @@ def build_sampler(config: RunConfig) -> Sampler:
     return Sampler(schedule, steps, SAMPLERS[config.sampler])
 
 
-def cut_prompts(found: Preflight, prompts: Sequence[Prompt]) -> str | None:
+def cut_prompts(found: Preflight, samples: Sequence[Sample]) -> str | None:
     """A note of the prompts that are longer than the text encoder reads."""
-    return note_of_cuts(prompts, found.files["tokenizer"], read_text_len(model_folder(found.config)))
+    prompts: dict[Prompt, None] = {}
+    for sample in samples:
+        for text in sample.prompts:
+            prompts[Prompt(sample.index, text)] = None
+    return note_of_cuts(list(prompts), found.files["tokenizer"], read_text_len(model_folder(found.config)))
 
 
 def embed(found: Preflight, prompts: Sequence[str]) -> dict[str, torch.Tensor]:

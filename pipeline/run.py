@@ -41,7 +41,7 @@ def make_share(found: Preflight, samples: Sequence[Sample], sink: Sink, claim: C
     if not todo:
         return
     progress.say(found.describe())
-    pipeline = load(found, [sample.prompt for batch in todo for sample in batch], group)
+    pipeline = load(found, _prompts(todo), group)
     stop.tell = lambda: f"{progress.made} of {count} videos are finished"
 
     def on_block(block: LatentBlock) -> None:
@@ -52,8 +52,14 @@ def make_share(found: Preflight, samples: Sequence[Sample], sink: Sink, claim: C
     for batch in todo:
         taken = group.first(_take, claim, batch, sink)
         if taken:
-            progress.begin(sink.path(taken[0]).name, len(taken))
-            sink.write(pipeline, batch, taken, pipeline.blocks(batch), on_block)
+            name = sink.path(taken[0]).name
+            progress.begin(name, len(taken))
+            made = group.first(sink.made, batch, taken)
+            if made:
+                progress.say(
+                    f"{name} goes on: {len(made[0].frames)} of {config.num_output_frames} latent frames are there"
+                )
+            sink.write(pipeline, batch, taken, pipeline.blocks(batch, made=made), on_block)
             progress.end()
         else:
             elsewhere += len(batch)
@@ -63,6 +69,15 @@ def make_share(found: Preflight, samples: Sequence[Sample], sink: Sink, claim: C
     if elsewhere:
         progress.say(f"{elsewhere} were made, or are being made, by another run of the same settings")
     progress.say(f"done: {progress.made} in {config.output_folder}")
+
+
+def _prompts(batches: Sequence[Sequence[Sample]]) -> list[str]:
+    """All prompts of all samples, those that come later in a video included."""
+    found: list[str] = []
+    for batch in batches:
+        for sample in batch:
+            found += sample.prompts
+    return found
 
 
 def _unfinished(batches: Sequence[Sequence[Sample]], sink: Sink) -> list[Sequence[Sample]]:

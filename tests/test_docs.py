@@ -9,7 +9,7 @@ from docs import settings_page
 from pipeline.backbones import METHODS
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = "pipeline|wan|ae|tinyworld|evaluation|benchmarks|utils|tests|configs"
+FOLDERS = "pipeline|wan|ae|tinyworld|evaluation|benchmarks|serve|utils|tests|configs"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

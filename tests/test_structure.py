@@ -21,6 +21,7 @@ BELOW = {  # package -> what it may import of ours
     "ae": {"ae", "utils"},
     "pipeline": {"pipeline", "wan", "ae", "utils"},
     "evaluation": {"evaluation", "pipeline", "wan", "ae", "utils"},
+    "serve": {"serve", "evaluation", "pipeline", "wan", "ae", "utils"},
 }
 OURS = {*BELOW, "tinyworld", "tests", "inference", "generate_latent", "benchmarks"}
 
