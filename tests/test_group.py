@@ -1,6 +1,6 @@
 """One video on several processes: the same video as on one, in shares as large and with bytes as many as promised.
 
-Processes are two; `GROUPS="2 3 4" python -m pytest tests/test_group.py` tries more.
+Processes are two; `PROCESSES="2 3 4" python -m pytest -n 0 tests/test_group.py` tries more.
 """
 
 import multiprocessing
@@ -30,7 +30,7 @@ from utils.launch import free_port
 from utils.processes import share
 from wan.exchange import bytes_of_forward, shares
 
-GROUPS = [int(count) for count in os.environ.get("GROUPS", "2").split()]
+COUNTS = [int(count) for count in os.environ.get("PROCESSES", "2").split()]
 HEADS = replace(PARAMS, dim=144, num_heads=12)  # for 2, 3 and 4 processes
 TOKENS = 27  # of a block: 9 a frame, which no two processes share evenly
 FAMILY = replace(WAN_2_1, params=HEADS, height=48, width=48)
@@ -98,7 +98,7 @@ def generate_together(settings: dict, folder: Path) -> None:
         torch.save(made | sent, folder / f"{group.exchange.number}.pt")
 
 
-@pytest.mark.parametrize("count", GROUPS)
+@pytest.mark.parametrize("count", COUNTS)
 def test_several_processes_make_the_video_of_one(settings, tmp_path, count):
     settings = settings | {"bank": FULL_BANK}
     alone = generated(load(load_config(overrides=settings)))
@@ -189,6 +189,18 @@ def test_heads_that_do_not_divide_are_refused_with_numbers_that_do(settings, in_
     in_group(5)
     with pytest.raises(UserError, match=r"GPUS_PER_VIDEO=5 .* the 12 attention heads .* use 1, 2, 3, 4, 6 or 12"):
         preflight(load_config(overrides=settings))
+
+
+@pytest.mark.parametrize("merge, fits", [("ema", True), ("ema_adaptive", False)])
+def test_a_merge_that_looks_at_all_heads_is_refused(settings, in_group, merge, fits):
+    in_group(2)
+    native = {"local_attn_size": 9, "window_positions": True, "merge": merge}
+    config = load_config(overrides=settings | {"model_kwargs": native})
+    if fits:
+        assert preflight(config)
+        return
+    with pytest.raises(UserError, match=r"model_kwargs.merge ema_adaptive looks at all of them together"):
+        preflight(config)
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(settings, in_group, monkeypatch):
