@@ -5,8 +5,6 @@ stopped, and every file is held against the hub's checksum once. WHAT is a backb
 `generate_latent.sh` reads), `samples` (a few latents to train the retrieval encoder on), or `all`.
 """
 
-import argparse
-import fcntl
 import hashlib
 import json
 import re
@@ -18,9 +16,11 @@ from pathlib import Path
 
 from pipeline.backbones import RELEASE, SAMPLES, WAN, File
 from pipeline.downloads import downloads
+from utils import command_line
+from utils.claim import claim
 from utils.complete import problem
 from utils.errors import UserError, run
-from utils.files import require_writable, write_json
+from utils.files import gone_if_empty, require_writable, write_json
 from utils.hub import Hub, Remote
 from utils.units import in_units
 
@@ -102,10 +102,10 @@ class Folder:
 
 def main() -> None:
     offers = downloads()
-    parser = argparse.ArgumentParser(prog="bash download.sh", description=__doc__.partition("\n\n")[2])
+    parser = command_line.Parser(prog="bash download.sh", description=__doc__.partition("\n\n")[2])
     parser.add_argument("what", choices=list(offers), help="a backbone, corpus, samples or all")
     parser.add_argument("--check", action="store_true", help="only report what is there; needs no network")
-    parser.add_argument("--root", type=Path, default=Path("."), help="where the folders go (default: here)")
+    parser.add_argument("--root", type=command_line.folder, default=".", help="where the folders go (default: here)")
     parser.add_argument("--endpoint", help="a mirror of the hub (default: HF_ENDPOINT)")
     parser.add_argument("--revision", help=f"branch, tag or commit of {RELEASE}")
     parser.add_argument("--wan-revision", help=f"branch, tag or commit of {WAN}")
@@ -118,7 +118,6 @@ def main() -> None:
     try:
         folder = Folder(arguments.root)
         if not arguments.check:
-            require_writable(folder.root)
             with alone(folder):
                 hub = Hub(arguments.endpoint, {RELEASE: arguments.revision, WAN: arguments.wan_revision})
                 samples = hub.names(RELEASE, SAMPLES) if with_samples else []
@@ -134,16 +133,17 @@ def main() -> None:
 
 @contextmanager
 def alone(folder: Folder) -> Iterator[None]:
-    """Hold the folder against a second download, which would write into the same unfinished files."""
-    folder.book.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.book.with_name("download.lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another download into {folder.root.resolve()} is at work; wait until it ends") from error
-        except OSError:  # a file system without locks: two downloads at once are then the user's to avoid
-            pass
-        yield
+    """Hold the folder against a second download, which would write into the same unfinished files.
+
+    Folders that are made for it and stay empty, as no file came, are taken away again.
+    """
+    place = folder.book.parent
+    with gone_if_empty(place):
+        require_writable(folder.root)
+        with claim(place, {"what": "downloads"}) as held:
+            if not held.take("download"):
+                raise UserError(f"another download into {folder.root.resolve()} is at work; wait until it ends")
+            yield
 
 
 def download(hub: Hub, folder: Folder, files: list[File]) -> None:

@@ -4,6 +4,8 @@ Writes `latent_{position:06d}.pt`, each [F, C, H, W] in bfloat16, and `manifest.
 Which process makes a file, and whether the run was interrupted, leaves every byte as it is.
 """
 
+from dataclasses import replace
+
 from pipeline.config import CorpusConfig, parse_command_line
 from pipeline.prompts import Prompt, load_prompts, sample_prompts
 from utils.claim import claim
@@ -22,22 +24,25 @@ def main() -> None:
 def generate(config: CorpusConfig, prompts: list[Prompt]) -> None:
     """Make this process's share of the corpus, except finished files."""
     from pipeline.build import cut_prompts  # slow to import (torch, diffusers): only after the arguments are right
+    from pipeline.course import samples_of
     from pipeline.preflight import preflight
     from pipeline.record import Digests, check_manifest, identity
     from pipeline.run import make
-    from pipeline.samples import Sample
     from pipeline.sinks import LatentSink
 
     if config.max_video_saves:
         require_encoder()
     found = preflight(config)
-    if rank() == 0 and (note := cut_prompts(found, prompts)):
-        print(note, flush=True)
+    placed = [replace(prompt, index=position) for position, prompt in enumerate(prompts)]
+    samples, notes = samples_of(found, placed)
+    if note := cut_prompts(found, samples):
+        notes.append(note)
+    if rank() == 0 and notes:
+        print("\n".join(notes), flush=True)
     folder = require_writable(config.output_folder, need_bytes=1 << 24)
     weights = Digests(found.files, config.text_cache)()
-    samples = [Sample(prompt.text, position) for position, prompt in enumerate(prompts)]
-    with claim(folder, identity(config, prompts)) as held:
-        check_manifest(folder / "manifest.json", config, prompts, weights, write=rank() == 0)
+    with claim(folder, identity(config, samples)) as held:
+        check_manifest(folder / "manifest.json", config, prompts, samples, weights, write=rank() == 0)
         make(found, samples, LatentSink(folder, config.max_video_saves, config.skip_existing), held)
 
 

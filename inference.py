@@ -15,30 +15,40 @@ from utils.processes import rank
 
 def main() -> None:
     config = parse_command_line()
-    generate(config, load_prompts(config.prompt, config.data_path, config.inference_iter))
+    prompts = [] if config.parent else load_prompts(config.prompt, config.data_path, config.inference_iter)
+    generate(config, prompts)
 
 
 def generate(config: RunConfig, prompts: list[Prompt]) -> None:
     """Make this process's share of the videos, except finished ones."""
     from pipeline.build import cut_prompts  # slow to import (torch, diffusers): only after the arguments are right
+    from pipeline.course import forked, samples_of
     from pipeline.preflight import preflight
     from pipeline.record import Digests, check_records, identity
     from pipeline.run import make
-    from pipeline.samples import Sample
     from pipeline.sinks import VideoSink
 
     require_encoder()
     found = preflight(config)
-    if rank() == 0 and (note := cut_prompts(found, prompts)):
-        print(note, flush=True)
+    notes: list[str] = []
+    if config.parent:
+        sample, name = forked(found, Digests(found.files, config.text_cache)())
+        names = {sample: name}
+    else:
+        samples, notes = samples_of(found, prompts, config.num_samples)
+        stems = file_names(prompts, config.save_with_index)
+        names = {sample: f"{stems[sample.index]}-{sample.number}" for sample in samples}
+    if note := cut_prompts(found, list(names)):
+        notes.append(note)
+    if rank() == 0 and notes:
+        print("\n".join(notes), flush=True)
     folder = require_writable(config.output_folder, need_bytes=1 << 24)
     weights = Digests(found.files, config.text_cache)
-    sink = VideoSink(folder, file_names(prompts, config.save_with_index), config.skip_existing, weights)
-    samples = [Sample(prompt.text, prompt.index, n) for prompt in prompts for n in range(config.num_samples)]
-    with claim(folder, identity(config, prompts)) as held:
-        finished = {sample: sink.path(sample) for sample in samples if sink.is_finished(sample)}
+    sink = VideoSink(folder, names, config, weights)
+    with claim(folder, identity(config, list(names))) as held:
+        finished = {sample: sink.path(sample) for sample in names if sink.is_finished(sample)}
         check_records(finished, config, weights)
-        make(found, samples, sink, held)
+        make(found, list(names), sink, held)
 
 
 if __name__ == "__main__":

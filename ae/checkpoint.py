@@ -86,21 +86,12 @@ def save(
     save_tensors(path, content)
 
 
-def resume(
-    path: Path,
-    model: nn.Module,
-    optimizer: Optimizer,
-    scaler: Any,
-    config: Mapping[str, Any],
-    files: Mapping[str, list[str]],
-    exact: bool,
-) -> Progress:
-    """Load a checkpoint, ours or a published one, into model, optimizer and scaler; returns where it stands.
+def read(path: Path, config: Mapping[str, Any], files: Mapping[str, list[str]], exact: bool) -> Mapping[str, Any]:
+    """The content of a checkpoint, ours or a published one, that a training of `config` can go on from.
 
     Args:
         exact: refuse any setting or file that would change the course of the training (`ae.settings.course`).
-            Otherwise only the sizes must agree and `config` decides; over other files an unfinished epoch and the
-            best loss start again.
+            Otherwise only the sizes must agree and `config` decides.
 
     Raises:
         UserError: unreadable, not a training checkpoint, or one of another training.
@@ -114,6 +105,28 @@ def resume(
         _same(config, trained, course(), f"{path} was trained", remedy)
         if content.get("files") != dict(files):
             raise UserError(f"{path} was trained on other files than config's data_dir holds now; {remedy}")
+    return content
+
+
+def resume(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scaler: Any,
+    config: Mapping[str, Any],
+    files: Mapping[str, list[str]],
+    exact: bool,
+) -> Progress:
+    """Load a checkpoint into model, optimizer and scaler; returns where it stands.
+
+    Over other files than its own an unfinished epoch and the best loss start again.
+
+    Args: see `read`.
+
+    Raises:
+        UserError: see `read`; or the weights do not fit the model.
+    """
+    content = read(path, config, files, exact)
     try:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])

@@ -1,7 +1,5 @@
 """Whether a training fits the memory and the disk, before any work."""
 
-from pathlib import Path
-
 import psutil
 import torch
 
@@ -25,4 +23,4 @@ def require_room(settings: TrainSettings) -> None:
         )
     kept = settings.epochs // settings.save_every if settings.save_every else 0
     written = 3 + kept  # best, last, and the one being written
-    require_writable(Path(settings.log_dir) / settings.tag, need_bytes=written * state_bytes)
+    require_writable(settings.folder, need_bytes=written * state_bytes)

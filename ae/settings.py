@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ae.params import LatentAEParams
 from utils.errors import UserError
+from utils.paths import read_path
 from utils.settings import Settings, load_settings, places, setting
 
 RETIRED = ("config", "gpu", "disable_wandb")  # published keys that change nothing here
@@ -101,6 +102,20 @@ class TrainSettings(Tracker, Run, Optimisation, Losses, LatentAEParams, Data):
         """The model's sizes alone."""
         sizes = {field.name: getattr(self, field.name) for field in fields(LatentAEParams)}
         return LatentAEParams(**sizes)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's checkpoints and curves go."""
+        return Path(self.log_dir) / self.tag
+
+    def start(self) -> Path | None:
+        """The checkpoint to go on from; None to start anew."""
+        if self.resume == "auto":
+            last = self.folder / "last.pt"
+            return last if last.is_file() else None
+        if self.resume in ("", "none"):
+            return None
+        return read_path(self.resume)
 
 
 SIZES = tuple(field.name for field in fields(LatentAEParams))

@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from ae.losses import Losses, chunk_losses, weighted
 from ae.model import LatentAE
 from ae.preflight import require_room
 from ae.settings import TrainSettings
+from utils.claim import claim
 from utils.errors import UserError
 from utils.worker import end_with
 
@@ -35,9 +37,9 @@ class Trainer:
 
     def __init__(self, settings: TrainSettings, train: list[Path], held_out: list[Path]) -> None:
         self.settings = settings
-        self.config = asdict(settings) | {"hidden_dims": list(settings.hidden_dims)}
-        self.folder = Path(settings.log_dir) / settings.tag
-        self.files = {"train": [path.name for path in train], "val": [path.name for path in held_out]}
+        self.config = plain(settings)
+        self.folder = settings.folder
+        self.files = names(train, held_out)
         self.progress = Progress()
         self.skipped: set[str] = set()
 
@@ -56,7 +58,7 @@ class Trainer:
 
     @classmethod
     def start(cls, settings: TrainSettings) -> "Trainer":
-        """Look at the files and the disk, and go on where an earlier run stopped.
+        """Look at the files, at the checkpoint to go on from and at the disk, before anything is made.
 
         Raises:
             UserError: no file can be used, the run's folder cannot hold the checkpoints, or `resume` does not fit.
@@ -65,26 +67,51 @@ class Trainer:
         shape = (params.in_channels, params.spatial_h, params.spatial_w)
         corpus = scan(settings.data_dir, shape, settings.seq_len, settings.strict)
         train, held_out = corpus.split(settings.val_split, settings.seed, settings.data_percentage)
+        if start := settings.start():
+            checkpoint.read(start, plain(settings), names(train, held_out), exact=settings.resume == "auto")
         require_room(settings)
         trainer = cls(settings, train, held_out)
         for complaint in corpus.skipped:
             trainer._skip(complaint)
-        trainer.progress = trainer._resume()
         return trainer
 
     def run(self) -> None:
-        """Train to the last epoch; curves and checkpoints land in the run's folder."""
-        self._announce()
+        """Train from where an earlier run stopped to the last epoch; curves and checkpoints land in its folder.
+
+        Raises:
+            UserError: another training is at work in the folder, or the loss is no number any more.
+        """
+        with self._alone():
+            self.progress = self._resume()
+            self._announce()
+            self._train()
+        self.accelerator.end_training()
+        if self.skipped:
+            self.say(f"{len(self.skipped)} bad files were skipped (named above)")
+        self.say(f"best loss {self.progress.best:.4f}; checkpoints and curves are in {self.folder}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the run's folder against other trainings; one process does so for all of this one's."""
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            yield
+            return
+        with claim(self.folder, {"what": "a training"}) as held:
+            if not held.take("training"):
+                raise UserError(
+                    f"another training is at work in {self.folder}; wait until it ends, or set another tag="
+                )
+            self.accelerator.wait_for_everyone()
+            yield
+
+    def _train(self) -> None:
         for epoch in range(self.progress.epoch, self.settings.epochs):
             self._train_epoch(epoch)
             self._finish_epoch(epoch, self._validate())
         if self.accelerator.is_main_process and self.progress.history and (self.folder / "best.pt").is_file():
             self._conclude()
         self.accelerator.wait_for_everyone()  # a process that leaves while another works can wait for it for ever
-        self.accelerator.end_training()
-        if self.skipped:
-            self.say(f"{len(self.skipped)} bad files were skipped (named above)")
-        self.say(f"best loss {self.progress.best:.4f}; checkpoints and curves are in {self.folder}")
 
     def say(self, line: str) -> None:
         """One line from the main process, also while a progress bar is up."""
@@ -188,17 +215,13 @@ class Trainer:
 
     def _resume(self) -> Progress:
         """Load the state that `resume` names, if there is one; where it stands."""
-        choice = self.settings.resume or "none"
-        exact = choice == "auto"
-        if exact:
-            last = self.folder / "last.pt"
-            choice = str(last) if last.is_file() else "none"
-        if choice == "none":
+        start = self.settings.start()
+        if start is None:
             return Progress()
         model = self.accelerator.unwrap_model(self.model)
         state = (model, self.optimizer, self.accelerator.scaler)
-        progress = checkpoint.resume(Path(choice), *state, self.config, self.files, exact)
-        self.say(f"resumed {choice} at epoch {progress.epoch + 1}, batch {progress.batch + 1}")
+        progress = checkpoint.resume(start, *state, self.config, self.files, exact=self.settings.resume == "auto")
+        self.say(f"resumed {start} at epoch {progress.epoch + 1}, batch {progress.batch + 1}")
         return progress
 
     def _announce(self) -> None:
@@ -215,11 +238,11 @@ class Trainer:
             self.say("no file is held out: the training loss decides which checkpoint is best")
         if self.progress.epoch >= settings.epochs:
             self.say(f"all {settings.epochs} epochs are done; raise epochs= to go on or start anew with resume=none")
-        names = {"name": settings.tag, "entity": settings.wandb_entity or None}
+        wandb = {"name": settings.tag, "entity": settings.wandb_entity or None}
         flat = {}
         for key, value in self.config.items():
             flat[key] = value if isinstance(value, int | float | str) else str(value)
-        self.accelerator.init_trackers(settings.wandb_project, flat, {"wandb": names})
+        self.accelerator.init_trackers(settings.wandb_project, flat, {"wandb": wandb})
 
     def _watch(self, loader: DataLoader, epoch: int) -> Iterator[torch.Tensor]:
         """The loader's chunks on this device; a bar on a terminal, complaints counted."""
@@ -273,6 +296,16 @@ class Trainer:
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
         )
+
+
+def plain(settings: TrainSettings) -> dict[str, Any]:
+    """The settings as they are kept in checkpoints."""
+    return asdict(settings) | {"hidden_dims": list(settings.hidden_dims)}
+
+
+def names(train: list[Path], held_out: list[Path]) -> dict[str, list[str]]:
+    """The names of the files, as they are kept in checkpoints."""
+    return {"train": [path.name for path in train], "val": [path.name for path in held_out]}
 
 
 def _end_with(parent: int, worker: int) -> None:

@@ -34,27 +34,35 @@ def main() -> None:
         }
         print("| a chunk, files | mapped | whole file | ratio |\n| --- | --- | --- | --- |")
         for state, prepare in (("in the page cache", lambda path: path.read_bytes()), ("on disk", _forget)):
-            seconds = {name: [] for name in readers}
-            for i, path in enumerate(paths):
-                for name, read in readers.items():
-                    prepare(path)
-                    start = time.perf_counter()
-                    read(i)
-                    seconds[name].append(time.perf_counter() - start)
-            times = {name: statistics.median(values) for name, values in seconds.items()}
-            cells = (f"{1000 * times[name]:.2f} ms" for name in readers)
-            print(f"| {state} | {' | '.join(cells)} | {times['whole file'] / times['mapped']:.1f} |")
+            mapped, whole = _medians(paths, readers, prepare)
+            print(f"| {state} | {1000 * mapped:.2f} ms | {1000 * whole:.2f} ms | {whole / mapped:.1f} |")
+
+
+def _medians(
+    paths: list[Path], readers: dict[str, Callable[[int], object]], prepare: Callable[[Path], object]
+) -> list[float]:
+    """Median seconds of each reader, which take turns."""
+    seconds = {name: [] for name in readers}
+    for i, path in enumerate(paths):
+        for name, read in readers.items():
+            prepare(path)
+            start = time.perf_counter()
+            read(i)
+            seconds[name].append(time.perf_counter() - start)
+    return list(map(statistics.median, seconds.values()))
 
 
 def _write(folder: Path, files: int, frames: int) -> list[Path]:
     import torch
 
     latents = torch.randn(frames, 16, 60, 104).bfloat16()
-    paths = [folder / f"latent_{i:06d}.pt" for i in range(files)]
-    for path in paths:
+    paths = []
+    for number in range(files):
+        path = folder / f"latent_{number:06d}.pt"
         torch.save(latents, path)
         with open(path, "rb") as file:
             os.fsync(file.fileno())  # only clean pages can be forgotten
+        paths.append(path)
     return paths
 
 

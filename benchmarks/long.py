@@ -14,16 +14,16 @@ from pathlib import Path
 from statistics import median
 
 from utils.errors import UserError, run
-from utils.files import atomic, require_writable, write_json
+from utils.figure import new_figure, save
+from utils.files import require_writable, write_json
 from utils.settings import Settings, load_settings, setting
+from utils.table import markdown
 
 RUNS = {
     "unbounded": {},
     "tiers": {"device_gb": 0.002, "host_gb": 0.01, "disk_gb": 2.0},
     "capacity 200": {"capacity": 200, "eviction": "redundancy"},
 }
-
-
 SKIPPED = 20  # blocks at the start that are not timed: window and memory are not full yet
 SHORTEST = 2 * SKIPPED + 2  # blocks
 
@@ -86,68 +86,101 @@ def generate(config: LongConfig) -> None:
     frames = config.frames // 3 * 3
     pipeline = load(config.config, num_output_frames=frames, bank=RUNS[config.only])
     prompt = Path(pipeline.config.data_path).read_text().splitlines()[0]
-    blocks, process, started = [], psutil.Process(), time.perf_counter()
+    process = psutil.Process()
+    blocks = []
+    started = time.perf_counter()
     for block in pipeline.blocks(prompt):
-        now = time.perf_counter()
+        seconds = time.perf_counter() - started
+        resident = process.memory_info().rss
         blocks.append(
             {
-                "seconds": now - started,
-                "resident": process.memory_info().rss,
+                "seconds": seconds,
+                "resident": resident,
                 "tier_bytes": dict(block.tier_bytes),
                 "dropped": len(block.transfers.dropped),
                 "digest": hashlib.sha256(block.latents.cpu().numpy().tobytes()).hexdigest()[:16],
             }
         )
-        started = time.perf_counter()
         if len(blocks) % 100 == 0:
-            print(
-                f"{config.only}: block {len(blocks)}/{frames // 3}, {process.memory_info().rss / 1e6:.0f} MB",
-                flush=True,
-            )
+            print(f"{config.only}: block {len(blocks)}/{frames // 3}, {resident / 1e6:.0f} MB", flush=True)
+        started = time.perf_counter()
     write_json(path(config, config.only), {"bank": RUNS[config.only], "blocks": blocks})
 
 
 def report(results: dict) -> None:
     """Print what stayed flat, where the frames are in the end, and what stayed equal."""
-    plain = [block["digest"] for block in results["unbounded"]["blocks"]]
-    columns = ("memory", "resident at 1/4", "at the end", "growth, 2nd half", "s a block, 1st half", "2nd half")
-    columns += ("device, host, disk at the end", "as unbounded")
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    rows = [
+        ("memory", "resident at 1/4", "at the end", "growth, 2nd half", "s a block, 1st half", "2nd half",
+         "device, host, disk at the end", "as unbounded"),
+    ]  # fmt: skip
+    unbounded = results["unbounded"]["blocks"]
     for name, result in results.items():
-        blocks = result["blocks"]
-        quarter, half = len(blocks) // 4, len(blocks) // 2
-        first, second = (median(block["seconds"] for block in part) for part in (blocks[SKIPPED:half], blocks[half:]))
-        growth = (blocks[-1]["resident"] - blocks[half]["resident"]) / (3e3 * (len(blocks) - half))
-        tiers = [blocks[-1]["tier_bytes"].get(tier, 0) / 1e6 for tier in ("device", "host", "disk")]
-        same = next((i for i, block in enumerate(blocks) if block["digest"] != plain[i]), len(blocks))
-        first_drop = next((i for i, block in enumerate(blocks) if block["dropped"]), None)
-        note = "" if first_drop is None else f" (first drop at block {first_drop})"
-        print(
-            f"| {name} | {blocks[quarter]['resident'] / 1e6:.0f} MB | {blocks[-1]['resident'] / 1e6:.0f} MB | "
-            f"{growth:.1f} KB a frame | {first:.3f} | {second:.3f} | {', '.join(f'{size:.1f}' for size in tiers)} MB | "
-            f"{same} of {len(blocks)} blocks{note} |"
-        )
+        rows.append((name, *figures(result["blocks"], unbounded)))
+    print(markdown(rows))
+
+
+def figures(blocks: list[dict], unbounded: list[dict]) -> list[str]:
+    """A row of the report."""
+    count = len(blocks)
+    half = count // 2
+    last = blocks[-1]
+    growth = last["resident"] - blocks[half]["resident"]
+    sizes = []
+    for tier in ("device", "host", "disk"):
+        sizes.append(f"{last['tier_bytes'].get(tier, 0) / 1e6:.1f}")
+    same = f"{equal_from_start(blocks, unbounded)} of {count} blocks"
+    dropping = first_drop(blocks)
+    if dropping is not None:
+        same += f" (first drop at block {dropping})"
+    return [
+        f"{blocks[count // 4]['resident'] / 1e6:.0f} MB",
+        f"{last['resident'] / 1e6:.0f} MB",
+        f"{growth / 1e3 / (3 * (count - half)):.1f} KB a frame",
+        f"{median_of('seconds', blocks[SKIPPED:half]):.3f}",
+        f"{median_of('seconds', blocks[half:]):.3f}",
+        f"{', '.join(sizes)} MB",
+        same,
+    ]
+
+
+def equal_from_start(blocks: list[dict], others: list[dict]) -> int:
+    """How many blocks have the same latents before the first that differs."""
+    for number, (block, other) in enumerate(zip(blocks, others, strict=True)):
+        if block["digest"] != other["digest"]:
+            return number
+    return len(blocks)
+
+
+def first_drop(blocks: list[dict]) -> int | None:
+    """The first block at which the bank forgot a frame."""
+    for number, block in enumerate(blocks):
+        if block["dropped"]:
+            return number
+    return None
+
+
+def median_of(key: str, blocks: list[dict]) -> float:
+    return median(block[key] for block in blocks)
 
 
 def draw(results: dict, target: Path) -> None:
     """Resident memory and seconds a block over the video."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (memory, seconds) = plt.subplots(2, figsize=(7, 5), sharex=True, layout="constrained")
+    figure = new_figure(7, 5)
+    memory, seconds = figure.subplots(2, sharex=True)
     for name, result in results.items():
         blocks = result["blocks"]
-        frames = [3 * index for index in range(len(blocks))]
-        memory.plot(frames, [block["resident"] / 1e6 for block in blocks], label=name)
-        smooth = [median(b["seconds"] for b in blocks[max(i - 25, 0) : i + 25]) for i in range(len(blocks))]
+        frames = range(0, 3 * len(blocks), 3)
+        resident = []
+        smooth = []
+        for number, block in enumerate(blocks):
+            resident.append(block["resident"] / 1e6)
+            smooth.append(median_of("seconds", blocks[max(number - 25, 0) : number + 25]))
+        memory.plot(frames, resident, label=name)
         seconds.plot(frames, smooth, label=name)
     memory.set(ylabel="resident memory, MB", ylim=(0, None))
     seconds.set(ylabel="seconds a block (running median)", xlabel="latent frame", ylim=(0, None))
     memory.legend(frameon=False)
-    with atomic(target) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save(figure, target, dpi=100)
     print(f"drawn to {target}")
 
 

@@ -31,7 +31,8 @@ def main() -> None:
     from wan.text_encoder import load_umt5
     from wan.vae import load_vae
 
-    folder, dtype = arguments.root / WAN_FOLDER, getattr(torch, arguments.dtype)
+    dtype = getattr(torch, arguments.dtype)
+    folder = arguments.root / WAN_FOLDER
     generator = arguments.root / "checkpoints" / "causal_forcing.pt"
     encoder = folder / "models_t5_umt5-xxl-enc-bf16.pth"
     vae = folder / "Wan2.1_VAE.pth"
@@ -39,7 +40,8 @@ def main() -> None:
         generator_ckpt=str(generator), model_root=str(folder.parent), dtype=arguments.dtype, device="cpu",
         height=arguments.height, width=arguments.width, num_output_frames=3,
     )  # fmt: skip
-    before, started = peak(), time.perf_counter()
+    before = peak()
+    started = time.perf_counter()
     if arguments.part == "block":
         block(config)
     elif arguments.part == "check":
@@ -51,10 +53,12 @@ def main() -> None:
     else:
         load_vae(vae, "cpu", dtype)
     seconds = time.perf_counter() - started
-    size = {"generator": generator, "text_encoder": encoder, "vae": vae}.get(arguments.part)
-    file = f"file {size.stat().st_size / 1e9:.2f} GB, " if size else ""
-    print(f"{arguments.part} {arguments.dtype}: {file}{seconds:.1f} s, peak {peak() / 1e9:.2f} GB,", end=" ")
-    print(f"of which {before / 1e9:.2f} GB are the imports")
+    found = f"{arguments.part} {arguments.dtype}: "
+    file = {"generator": generator, "text_encoder": encoder, "vae": vae}.get(arguments.part)
+    if file:
+        found += f"file {file.stat().st_size / 1e9:.2f} GB, "
+    found += f"{seconds:.1f} s, peak {peak() / 1e9:.2f} GB, of which {before / 1e9:.2f} GB are the imports"
+    print(found)
 
 
 def block(config) -> None:

@@ -42,7 +42,12 @@ METHODS = {  # docs/methods.md says where each comes from
     "infinity_rope": _method("native", local_attn_size=6, sink_size=1, window_positions="true"),
     "commit_forcing": _method("native", local_attn_size=12, sink_size=3, commit_rule="newest", commit_frames=12),
     "rolling_sink": _method("native", policy="rolling_sink", local_attn_size=21, sink_size=0),
+    "memrope": _method("native", local_attn_size=12, sink_size=3, window_positions="true", merge="ema"),
+    "memrope_adaptive": _method(
+        "native", local_attn_size=12, sink_size=3, window_positions="true", merge="ema_adaptive"
+    ),
     "id_forcing": _method("native", local_attn_size=12, sink_size=3, window_positions="true", commit_rule="own"),
+    "id_forcing_reencoded": _method("native", policy="reencoded", local_attn_size=12, sink_size=3, plain_frames=21),
     "deep_sink": _method("native", local_attn_size=21, sink_size=14),
     "latentmem_commit": _method("latentmem", commit_rule="without_memory"),
     "latentmem_window": _method("latentmem", retrieved_positions="window"),

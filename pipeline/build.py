@@ -9,11 +9,13 @@ import torch
 
 from pipeline.autoencoders import AUTOENCODERS, VAE
 from pipeline.config import RunConfig, load_config
+from pipeline.group import Group
 from pipeline.offload import offload_text_encoder, offload_transformer, quantize
 from pipeline.pipeline import Pipeline
 from pipeline.preflight import Preflight, model_folder, preflight
 from pipeline.prompts import Prompt
 from pipeline.sampler import SAMPLERS, FlowSchedule, Sampler
+from pipeline.samples import Sample
 from pipeline.text import TextCache, encode_prompts, fingerprint, note_of_cuts
 from wan.checkpoint import load_generator
 from wan.lora import add_loras
@@ -22,12 +24,18 @@ from wan.params import LatentFormat, read_text_len
 from wan.text_encoder import TextEncoder
 
 
-def load(config: str | Path | RunConfig | Preflight, prompts: Sequence[str] = (), **overrides: Any) -> Pipeline:
+def load(
+    config: str | Path | RunConfig | Preflight,
+    prompts: Sequence[str] = (),
+    group: Group | None = None,
+    **overrides: Any,
+) -> Pipeline:
     """Build the pipeline that a config describes.
 
     Args:
         config: a YAML file, settings from `load_config`, or what `preflight` found for them.
         prompts: encoded before the other weights are loaded, so that the two need not fit at once.
+        group: the processes that make each video together; without one, this one alone.
         overrides: replace the file's settings; nested ones as in `model_kwargs={"memory_size": 4}`.
 
     Raises:
@@ -39,16 +47,18 @@ def load(config: str | Path | RunConfig | Preflight, prompts: Sequence[str] = ()
         raise TypeError("settings are frozen: give the overrides to load_config")
     found = config if isinstance(config, Preflight) else preflight(config)
     config = found.config
-    embeddings = embed(found, prompts) if prompts else {}
+    group = group or Group()
+    embeddings = group.first(embed, found, prompts) if prompts else {}
     if found.device.type == "cuda":
         torch.cuda.set_device(found.device)  # what names no device means this one
     model = build_model(config, found.device, found.dtype)
+    model.share(group.exchange)
     decoder = AUTOENCODERS[config.vae]
-    vae = decoder.load(found.files[decoder.role], found.device, found.dtype)
+    vae = decoder.load(found.files[decoder.role], found.device, found.dtype) if group.leads else None
     pipeline = assemble(config, model, found.format, found.device, vae)
     pipeline.bank_bytes = found.bank_bytes
-    pipeline.embed = partial(embed, found)
-    pipeline.embeddings = embeddings
+    pipeline.embed = partial(group.first, embed, found)
+    pipeline.embeddings, pipeline.group = embeddings, group
     return pipeline
 
 
@@ -85,6 +95,7 @@ def build_model(config: RunConfig, device: torch.device, dtype: torch.dtype) -> 
     quantize(model, config.weights)
     if not offload:
         model.to(device)
+        model.fuse_projections()
     if config.compile:
         model.compile_repeated_blocks(dynamic=True)
     if offload:
@@ -99,9 +110,13 @@ def build_sampler(config: RunConfig) -> Sampler:
     return Sampler(schedule, steps, SAMPLERS[config.sampler])
 
 
-def cut_prompts(found: Preflight, prompts: Sequence[Prompt]) -> str | None:
+def cut_prompts(found: Preflight, samples: Sequence[Sample]) -> str | None:
     """A note of the prompts that are longer than the text encoder reads."""
-    return note_of_cuts(prompts, found.files["tokenizer"], read_text_len(model_folder(found.config)))
+    prompts: dict[Prompt, None] = {}
+    for sample in samples:
+        for text in sample.prompts:
+            prompts[Prompt(sample.index, text)] = None
+    return note_of_cuts(list(prompts), found.files["tokenizer"], read_text_len(model_folder(found.config)))
 
 
 def embed(found: Preflight, prompts: Sequence[str]) -> dict[str, torch.Tensor]:

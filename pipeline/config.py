@@ -4,7 +4,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ from pipeline.context import ContextPolicy
 from pipeline.descriptors import DESCRIPTORS, Descriptor
 from pipeline.downloads import require_downloaded
 from pipeline.footprint import PRESETS, Preset
+from pipeline.parent import inherited, read_parent
 from pipeline.policies import POLICIES
+from pipeline.scenes import SWITCHES
 from pipeline.selection import SELECTIONS
 from utils.command_line import as_overrides
 from utils.errors import UserError
+from utils.moving import FITS
 from utils.paths import read_path
 from utils.processes import rank
 from utils.settings import Settings, combined, load_settings, print_help, retired_keys, setting
@@ -82,6 +85,30 @@ class PromptSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ControlSettings(Settings):
+    """Control: what a video starts from and where its prompt changes"""
+
+    start: str | None = setting(
+        None, "picture, clip or file of latents that the video begins with", place=True, reads=True
+    )
+    start_frames: int = setting(
+        -1, "latent frames to take of start, in whole blocks; -1 for all", at_least=-1, at_most=10**9
+    )
+    fit: str = setting("cover", "how pictures of another shape are brought to the video's", choices=FITS)
+    switch: str = setting("text", "what happens where the prompt changes", choices=SWITCHES)
+    segments: list[Any] = setting([], "prompts one after another, each {prompt, seconds | frames | blocks, how}")
+    switch_frame_indices: str = setting(
+        "", "latent frames where the prompts of a JSONL line's list begin, such as 40,80; the first begins at 0"
+    )
+    parent: str | None = setting(
+        None, "from=: a finished video to fork, such as videos/x/00000-0; its blocks are taken as they are", place=True
+    )
+    at: str | None = setting(None, "from: time from which it is made anew, such as 12s, 48f or 16b", place=True)
+    redo: str | None = setting(None, "from: span that is made anew, such as 12s-15s", place=True)
+    keep_after: bool = setting(False, "redo: what follows the span stays as it was", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoSettings(Settings):
     """Video"""
 
@@ -113,6 +140,16 @@ class OutputSettings(Settings):
 
     output_folder: str = setting("videos", "where the files go", place=True, writes=True)
     skip_existing: bool = setting(True, "leave finished files as they are", place=True)
+    keep_latents: bool = setting(
+        True, "keep a finished video's latents beside it, NAME.latents.npy, from which it can be forked", place=True
+    )
+    segment_blocks: int = setting(
+        40,
+        "blocks that are decoded and encoded to the end at a time; a killed run goes on after them",
+        at_least=1,
+        at_most=10**6,
+        place=True,
+    )
     save_with_index: bool = setting(True, "name files by prompt number, else by the prompt's text", place=True)
 
 
@@ -147,6 +184,7 @@ class RunConfig(
     OutputSettings,
     SamplingSettings,
     VideoSettings,
+    ControlSettings,
     PromptSettings,
     WeightSettings,
 ):
@@ -169,6 +207,10 @@ class RunConfig(
             raise UserError("inference_iter is 0; use the number of prompts, or -1 for all of them")
         if self.vae == "tiny" and not self.tiny_vae_ckpt:
             raise UserError("vae is 'tiny' but tiny_vae_ckpt names no file; or use 'full'")
+        if self.parent is None and (self.at or self.redo or self.keep_after):
+            raise UserError("at, redo and keep_after belong to a fork; name its parent with from=videos/x/00000-0")
+        if self.parent is not None and self.start is not None:
+            raise UserError("start and from= both give the video's first blocks; give one of them")
         self.loras()
         self.descriptor_files()
         self.policy()
@@ -254,10 +296,11 @@ def parse_command_line(schema: type[RunConfig] = RunConfig) -> RunConfig:
                 f"{override} is a list, and the setting takes one prompt; write several into a file, one a line, "
                 "and name it with data_path=FILE"
             )
+    overrides = _with_parent(overrides)
     config = load_config(path, overrides, schema)
-    if config.prompt is None and not config.data_path:
+    if config.prompt is None and not config.data_path and not config.parent:
         raise UserError(f'config {path} names no data_path; set it, or give one prompt with prompt="..."')
-    prompts = config.data_path if config.prompt is None else None
+    prompts = config.data_path if config.prompt is None and not config.parent else None
     files = [
         config.generator_ckpt,
         *(str(path) for path, _ in config.loras()),
@@ -268,6 +311,16 @@ def parse_command_line(schema: type[RunConfig] = RunConfig) -> RunConfig:
     if rank() == 0 and (unused := retired_keys(path, RETIRED)):
         print(f"note: {path} sets {', '.join(unused)}, which changes nothing here", flush=True)
     return config
+
+
+def _with_parent(overrides: Sequence[str]) -> list[str]:
+    """Read `from=` as the setting `parent`; a fork takes size, length, rate and seed from it where none are given."""
+    renamed = [re.sub("^from=", "parent=", override) for override in overrides]
+    parents = [override.partition("=")[2] for override in renamed if override.startswith("parent=")]
+    if not parents or parents[-1] in ("", "null"):
+        return renamed
+    names = [field.name for field in fields(VideoSettings)]
+    return inherited(read_parent(parents[-1]), [*names, "num_frame_per_block"]) + renamed
 
 
 def _take_share(flags: Mapping[str, str]) -> None:

@@ -12,6 +12,8 @@ from utils.errors import UserError
 from utils.settings import Settings, setting
 
 SINK, RETRIEVED, COMPRESSED, LOCAL, OWN = "sink", "retrieved", "compressed", "local", "own"  # roles of pieces
+ENCODED = "encoded"  # encoded once more for one block, beside what other blocks read
+MERGED = "merged"  # made by a rule of frames that left, in each layer for itself
 
 
 class Piece(NamedTuple):
@@ -19,8 +21,8 @@ class Piece(NamedTuple):
 
     Attributes:
         role: why it is there.
-        frame: its index in the video.
-        position: its temporal index for rotation.
+        frame: its index in the video; of merged pieces -1, -2, ...
+        position: its temporal index for rotation; of merged pieces also `OWN_INDEX`.
         pool: 1 for all of its tokens; p for the means over p x p neighbouring tokens.
     """
 
@@ -28,6 +30,9 @@ class Piece(NamedTuple):
     frame: int
     position: int
     pool: int = 1
+
+
+OWN_INDEX = -1  # position of a merged piece whose tokens sit at the indices of the frames that they come from
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,12 @@ class ContextPlan:
         past: earlier frames; one row that all samples of the batch share, or one row a sample. Rows are
             alike in the number of their pieces and in each one's `pool`.
         own: the block's frames, after the past.
+        leaving: frames that the merged pieces take in with this block.
     """
 
     past: tuple[tuple[Piece, ...], ...]
     own: tuple[Piece, ...]
+    leaving: tuple[int, ...] = ()
 
     @property
     def start(self) -> int:
@@ -75,6 +82,7 @@ class ContextPolicy(Settings):
 
     retrieves: ClassVar[bool] = False  # a run with it has a retrieval index and keeps the frames that leave
     memory_size: ClassVar[int] = 0  # retrieved frames of a plan, at most
+    merged_frames: ClassVar[int] = 0  # merged frames of a plan, at most
 
     local_attn_size: int = setting(12, "latent frames a block attends to, its own included (L)", at_least=1)
     sink_size: int = setting(1, "first latent frames of the video that always stay (S)", at_least=0)
@@ -140,6 +148,19 @@ class ContextPolicy(Settings):
         """The context of the block at `start`, given the frames retrieved for each sample of the batch."""
         return ContextPlan((sink(self, start) + local(self, start, self.local_size),), own(self, start))
 
+    def before(self, start: int) -> tuple[ContextPlan, ...]:
+        """Further clean forwards before the block at `start`, over finished blocks.
+
+        What own pieces leave takes the place of what the frames left before; of the role `ENCODED`, it lies beside
+        that until the next such forward.
+        """
+        return ()
+
+    @property
+    def encoded_frames(self) -> int:
+        """How many frames lie beside the others, encoded once more."""
+        return 0
+
     def commit(self, plan: ContextPlan) -> ContextPlan:
         """The context of the forward that leaves the keys and values of a finished block."""
         return COMMIT_RULES[self.commit_rule](self, plan)
@@ -199,8 +220,8 @@ def commit_newest(policy: ContextPolicy, plan: ContextPlan) -> ContextPlan:
 
 
 def commit_without_memory(policy: ContextPolicy, plan: ContextPlan) -> ContextPlan:
-    """All but what was retrieved."""
-    row = tuple(piece for piece in plan.past[0] if piece.role != RETRIEVED)
+    """All but what was retrieved or merged."""
+    row = tuple(piece for piece in plan.past[0] if piece.role not in (RETRIEVED, MERGED))
     return ContextPlan((row,), plan.own)
 
 

@@ -1,7 +1,7 @@
 """Turns latent blocks into pictures, as a stream: memory does not grow with the video's length."""
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,9 +35,18 @@ def to_uint8(frames: torch.Tensor) -> np.ndarray:
     return rearrange(pixels, "b t c h w -> b t h w c").cpu().numpy()
 
 
+State = Mapping[str, Any]  # what a decoder keeps of one sample's past: tensors on the CPU and plain values
+
+
 class Decoder(Protocol):
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """A video's next normalised latents [B, F, C, H, W] to frames [B, T, 3, height, width] in [-1, 1]."""
+
+    def state(self, sample: int) -> State:
+        """What the next latents of one sample of the batch need of those before."""
+
+    def restore(self, states: Sequence[State]) -> None:
+        """Go on from the states of a batch's samples, as if all that was before had been decoded."""
 
 
 DECODERS = {AutoencoderKLWan: StreamingDecoder, TAEHV: StreamingTAEHV}

@@ -26,10 +26,15 @@ class FrameShape:
     head_dim: int
 
     @classmethod
-    def of(cls, params: WanParams, height: int, width: int, batch: int = 1) -> "FrameShape":
-        """That of a transformer for latent frames of `height` x `width`."""
+    def of(cls, params: WanParams, height: int, width: int, batch: int = 1, processes: int = 1) -> "FrameShape":
+        """That of a transformer for latent frames of `height` x `width`.
+
+        Args:
+            processes: how many share the heads out among them; the shape is that of one's.
+        """
         _, ph, pw = params.patch_size
-        return cls(batch, params.num_layers, height // ph, width // pw, params.num_heads, params.head_dim)
+        heads = params.num_heads // processes
+        return cls(batch, params.num_layers, height // ph, width // pw, heads, params.head_dim)
 
     def tokens(self, pool: int = 1) -> int:
         """Tokens of a piece."""

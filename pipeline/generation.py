@@ -77,9 +77,16 @@ class Generation:
     scene: Scene = field(default=Scene(), init=False)
     recent: torch.Tensor | None = field(default=None, init=False)
 
+    @property
+    def coming(self) -> range:
+        """The latent frames of the block to come."""
+        return range(self.start, self.start + self.policy.block)
+
     @torch.no_grad()  # not inference mode, in which torchao's weights cannot change device
     def begin(self) -> ContextPlan:
         """Plan the block to come and assemble what it attends to."""
+        for forward in self.policy.before(self.start):
+            self._again(forward)
         plan = self.policy.plan(self.start, self.selection.frames if self.selection else ())
         plan = self.scene.adapt(plan)
         self.cache.begin(plan)
@@ -147,9 +154,14 @@ class Generation:
         """
         if not frames:
             return
+        self._again(whole_plan(frames, past))
+
+    def _again(self, plan: ContextPlan) -> None:
+        """One more clean forward over finished frames, the plan's own."""
         oldest = self.start - self.recent.shape[1]
-        self.cache.commit(whole_plan(frames, past))
-        self._flow(self.recent[:, frames.start - oldest : frames.stop - oldest], self.context_noise)
+        first = plan.start - oldest
+        self.cache.commit(plan)
+        self._flow(self.recent[:, first : first + len(plan.own)], self.context_noise)
 
     def _remember(self, latents: torch.Tensor) -> None:
         known = latents if self.recent is None else torch.cat([self.recent, latents], dim=1)

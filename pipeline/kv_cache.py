@@ -6,17 +6,20 @@ write their own frames into it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 from einops import rearrange
 
 from pipeline.bank.bank import Bank, TransferStats
-from pipeline.context import RETRIEVED, ContextPlan, ContextPolicy, Piece
+from pipeline.context import ENCODED, MERGED, OWN_INDEX, RETRIEVED, ContextPlan, ContextPolicy, Piece
 from pipeline.frames import FrameShape, Staged, pooled
+from pipeline.merged import MergedMemory, Tokens
+from pipeline.merges import find_rule
 from utils.streams import SideStream
 from wan.model import Attended
-from wan.rope import Table, rope_table, rotate
+from wan.rope import Table, rope_table, rotate, rotate_into
 
 
 class Cache(Protocol):
@@ -52,6 +55,7 @@ class Placed(NamedTuple):
     position: int
     pool: int
     version: int
+    is_encoded: bool
 
 
 class KVCache:
@@ -79,9 +83,16 @@ class KVCache:
 
         self.ring = empty(ring_frames(policy), *shape.dims[:-2])  # the latest frames
         self.pinned = empty(policy.pinned, *shape.dims[:-2])
+        self.encoded = empty(policy.encoded_frames, *shape.dims[:-2])  # beside the others, see `ENCODED`
         self.staged = Staged(shape, policy.fetched if bank is not None else (), device, dtype)
+        rule = find_rule(policy, shape)
+        self.merged = MergedMemory(rule, shape.layers) if rule is not None else None
+        self.merged_at: dict[int, Piece] = {}  # offset in tokens -> the merged piece there
+        self.unwritten: set[int] = set()  # layers whose merged pieces are not in the context yet
         room = sum(shape.tokens(pool) for pool in policy.largest)
-        self.context = empty(2, shape.layers, shape.batch, room)
+        # Each head's keys lie side by side, as attention reads them.
+        dims = (2, shape.layers, shape.batch, shape.heads, room, shape.head_dim)
+        self.context = torch.empty(dims, device=device, dtype=dtype)
         self.placed: list[dict[int, Placed]] = [{} for _ in range(shape.batch)]  # offset in tokens -> what lies there
         self.placed_bytes = 0  # written into the context so far
         self.versions: dict[int, int] = {}  # frame -> how often it was committed
@@ -97,7 +108,8 @@ class KVCache:
     @staticmethod
     def nbytes_of(shape: FrameShape, policy: ContextPolicy, dtype: torch.dtype) -> int:
         """Bytes of the buffers that a cache makes at once."""
-        size = shape.nbytes(dtype) * (ring_frames(policy) + policy.pinned)
+        merged = 3 * policy.merged_frames  # of the block before, and of this one before and after its commit
+        size = shape.nbytes(dtype) * (ring_frames(policy) + policy.pinned + policy.encoded_frames + merged)
         return size + sum(shape.nbytes(dtype, pool) for pool in (*policy.fetched, *policy.largest))
 
     @property
@@ -135,14 +147,19 @@ class KVCache:
         self.committing = False
         self._prefetch_of(plan)
         self.side.join()
-        if plan.start >= self.end:
+        is_new = plan.start >= self.end
+        if is_new:
             self._retire(plan)
+        if self.merged is not None:
+            self.merged.begin(plan.leaving, is_new)
         self._assemble(plan)
 
     def commit(self, plan: ContextPlan) -> None:
         if plan != self.assembled:
             self._assemble(plan)
         self.committing = True
+        if self.merged is not None:
+            self.merged.commit()
         for piece in plan.own:
             self.versions[piece.frame] = self.versions.get(piece.frame, 0) + 1
 
@@ -154,19 +171,56 @@ class KVCache:
         """Write this forward's own keys and values; see `wan.model.Context`."""
         if self.committing:
             self._keep(layer, k, v)
-        keys, values = self.context[:, layer, :, : self.stop]
-        keys[:, self.start :] = rotate(k, self.own_table)
+        q = rotate(q, self.own_table)
+        if self.merged is not None:
+            self._update_merged(layer, q)
+        keys, values = self.context[:, layer, :, :, : self.stop].transpose(2, 3)  # [B, tokens, heads, head_dim] each
+        rotate_into(keys[:, self.start :], k, self.own_table)
         values[:, self.start :] = v
-        return Attended(rotate(q, self.own_table), keys, values)
+        return Attended(q, keys, values)
+
+    def _update_merged(self, layer: int, q: torch.Tensor) -> None:
+        """Make a layer's merged pieces where that is due, and write them into the context where they are others."""
+        changed = self.merged.update(layer, q, self.committing, partial(self._tokens, layer))
+        if not changed and layer not in self.unwritten:
+            return
+        self.unwritten.discard(layer)
+        tokens, size = self.merged.current[layer], self.shape.tokens()
+        context_keys, context_values = self.context[:, layer].transpose(2, 3)  # [B, tokens, heads, head_dim] each
+        for offset, piece in self.merged_at.items():
+            first = size * (-1 - piece.frame)
+            part = tokens.part(first, first + size)
+            keys = part.keys
+            if piece.position != OWN_INDEX:
+                keys = rotate(keys, self._table(piece.position, 1))
+            context_keys[:, offset : offset + size] = keys
+            context_values[:, offset : offset + size] = part.values
+
+    def _tokens(self, layer: int, frames: Sequence[int]) -> Tokens:
+        """A layer's tokens of frames at hand; those of the pinned frames where none are named."""
+        frames = list(frames) or list(self.pins)
+        if not frames:
+            return self._tokens(layer, [self.end - 1]).part(0, 0)
+        keys, values = [], []
+        for frame in frames:
+            kv = self._whole(frame, slice(None))[:, :, layer]  # [B, 2, tokens, heads, head_dim]
+            key = kv[:, 0]
+            if self.merged.rule.at_own_index:
+                key = rotate(key, self._table(frame, 1))
+            keys.append(key)
+            values.append(kv[:, 1])
+        return Tokens.of(frames, torch.cat(keys, dim=1), torch.cat(values, dim=1))
 
     def _keep(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store a layer's unrotated keys and values [B, T, heads, head_dim] of the plan's own frames."""
         own = self.assembled.own
         for piece, key, value in zip(own, k.chunk(len(own), dim=1), v.chunk(len(own), dim=1), strict=True):
             kept = []
-            if piece.frame in self.pins:
+            if piece.role == ENCODED:
+                kept.append(self.encoded[piece.frame % len(self.encoded)])
+            elif piece.frame in self.pins:
                 kept.append(self.pinned[self.pins[piece.frame]])
-            if piece.frame >= self.end - len(self.ring):
+            if piece.role != ENCODED and piece.frame >= self.end - len(self.ring):
                 kept.append(self.ring[piece.frame % len(self.ring)])
             for frame in kept:  # [B, 2, layers, tokens, heads, head_dim]
                 frame[:, 0, layer] = key
@@ -178,10 +232,13 @@ class KVCache:
     def _assemble(self, plan: ContextPlan) -> None:
         rows = [self._arranged(sample, row) for sample, row in enumerate(self._rows(plan))]
         offset = 0
+        self.merged_at = {}
         for pieces in zip(*rows, strict=True):  # what the samples have at one place
             first = pieces[0]
             assert all(piece.pool == first.pool for piece in pieces), "samples attend to equally many tokens"
-            if len(set(pieces)) == 1 and not self._is_staged(first):
+            if first.role == MERGED:
+                self._open_merged(offset, first)
+            elif len(set(pieces)) == 1 and not self._is_staged(first):
                 self._place(offset, first, range(self.shape.batch))
             else:
                 for sample, piece in enumerate(pieces):
@@ -190,6 +247,13 @@ class KVCache:
         self.assembled, self.start = plan, offset
         self._open_own(plan.own)
 
+    def _open_merged(self, offset: int, piece: Piece) -> None:
+        """Keep an offset free for a merged piece; each layer writes it in its next forward."""
+        self.merged_at[offset] = piece
+        self.unwritten = set(range(self.shape.layers))
+        for sample in range(self.shape.batch):
+            self._displace(sample, offset, offset + self.shape.tokens())
+
     def _open_own(self, own: tuple[Piece, ...]) -> None:
         """Give the block's own pieces the rest of the context; the forwards write there."""
         self.stop = self.start
@@ -197,8 +261,7 @@ class KVCache:
         for piece in own:
             self.stop += self.shape.tokens(piece.pool)
             tables.append(self._table(piece.position, piece.pool))
-        cos, sin = zip(*tables, strict=True)
-        self.own_table = torch.cat(cos), torch.cat(sin)
+        self.own_table = torch.cat(tables)
         for sample in range(self.shape.batch):
             self._displace(sample, self.start, self.stop)
 
@@ -224,7 +287,8 @@ class KVCache:
 
     def _place(self, offset: int, piece: Piece, samples: range) -> None:
         """Write a piece's keys, rotated, and values to an offset of the context, unless they are there already."""
-        wanted = Placed(piece.frame, piece.position, piece.pool, self.versions.get(piece.frame, 0))
+        version = self.versions.get(piece.frame, 0)
+        wanted = Placed(piece.frame, piece.position, piece.pool, version, piece.role == ENCODED)
         if all(self.placed[sample].get(offset) == wanted for sample in samples):
             return
         batch = slice(samples.start, samples.stop)
@@ -233,14 +297,17 @@ class KVCache:
             self._displace(sample, span.start, span.stop)
             self.placed[sample][offset] = wanted
         keys, values = rearrange(self._source(piece, batch), "b two l n h d -> two l b n h d")
-        self.context[0, :, batch, span] = rotate(keys, self._table(piece.position, piece.pool))
-        self.context[1, :, batch, span] = values
+        context = self.context[:, :, batch, :, span].transpose(3, 4)  # [2, layers, samples, tokens, heads, head_dim]
+        rotate_into(context[0], keys, self._table(piece.position, piece.pool))
+        context[1] = values
         self.placed_bytes += 2 * keys.nbytes
 
     def _source(self, piece: Piece, samples: slice) -> torch.Tensor:
         """A piece's unrotated keys and values [B, 2, layers, tokens, heads, head_dim]."""
         if self._is_staged(piece):
             return self.staged.read(samples.start, self._key(piece))
+        if piece.role == ENCODED:
+            return self.encoded[piece.frame % len(self.encoded), samples]
         kv = self._whole(piece.frame, samples)
         return kv if piece.pool == 1 else pooled(kv, piece.pool, self.shape)
 
@@ -252,6 +319,8 @@ class KVCache:
 
     def _is_staged(self, piece: Piece) -> bool:
         """Whether a piece has a place of its own on the device because its frame may not be at hand."""
+        if piece.role in (MERGED, ENCODED):
+            return False
         return piece.role == RETRIEVED or not self._at_hand(piece.frame)
 
     def _at_hand(self, frame: int) -> bool:

@@ -14,11 +14,14 @@ from pipeline.decode import decode_stream
 from pipeline.descriptors import Describe
 from pipeline.frames import FrameShape
 from pipeline.generation import Generation, LatentBlock
+from pipeline.given import Given
+from pipeline.group import Group
 from pipeline.kv_cache import Cache, KVCache, ring_frames
 from pipeline.noise import NoiseSource, SeededNoise
 from pipeline.retrieval import Index, Retrieval
 from pipeline.sampler import Sampler
 from pipeline.samples import Sample
+from pipeline.script import Script
 from pipeline.selection import SELECTIONS
 from pipeline.text import Embed
 from wan.model import CausalWanModel
@@ -38,6 +41,7 @@ class Pipeline:
         bank_bytes: budget on the device for frames outside the window; None for the one of the settings.
         embed: prompts -> embeddings, for those that are not in `embeddings` yet.
         embeddings: prompt -> [text_len, text_dim].
+        group: the processes that make each generation together.
     """
 
     config: RunConfig
@@ -51,6 +55,7 @@ class Pipeline:
     bank_bytes: int | None = None
     embed: Embed | None = None
     embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
+    group: Group = field(default_factory=Group)
 
     def start(self, samples: Samples, noise: NoiseSource | None = None) -> Generation:
         """One batch of samples, ready for its first block.
@@ -60,7 +65,7 @@ class Pipeline:
         """
         samples = _listed(samples)
         numbers = [(sample.index, sample.number) for sample in samples]
-        embeds = self.prompt_embeds([sample.prompt for sample in samples])
+        embeds = self.prompt_embeds([sample.segments[0].prompt for sample in samples])
         return self.start_from(embeds, noise or SeededNoise(self.config.seed, numbers))
 
     def start_from(
@@ -79,6 +84,7 @@ class Pipeline:
         latent = self.format.shape(config.height, config.width)
         if index is None and self.descriptor is not None:
             index = Retrieval(self.descriptor, SELECTIONS[config.model_kwargs.selection])
+            index = self.group.shared(index)
         if cache is None:
             cache = self.build_cache(batch, index)
         return Generation(
@@ -106,15 +112,26 @@ class Pipeline:
         return KVCache(shape, self.policy, bank, self.device, dtype)
 
     def frame_shape(self, batch: int) -> FrameShape:
-        """Keys and values of one latent frame."""
+        """Keys and values of one latent frame, in this process."""
         _, height, width = self.format.shape(self.config.height, self.config.width)
-        return FrameShape.of(self.model.params, height, width, batch)
+        return FrameShape.of(self.model.params, height, width, batch, self.group.exchange.count)
 
-    def blocks(self, samples: Samples, noise: NoiseSource | None = None) -> Iterator[LatentBlock]:
-        """Generate one batch of samples; yields each finished block of latents."""
+    def blocks(
+        self, samples: Samples, noise: NoiseSource | None = None, made: Sequence[Given] = ()
+    ) -> Iterator[LatentBlock]:
+        """Generate one batch of samples; yields each finished block of latents.
+
+        Args:
+            made: of each sample, what an interrupted run left of it.
+        """
         generation = self.start(samples, noise)
+        script = Script(_listed(samples), made, self.vae)
         while generation.start < self.config.num_output_frames:
-            yield generation.step()
+            if switch := script.switch(generation.start):
+                prompts, how = switch
+                generation.switch(self.prompt_embeds(prompts), how)
+            latents = self.group.first(script.given, generation.coming)
+            yield generation.step() if latents is None else generation.give(latents.to(self.device))
 
     def frames(self, samples: Samples) -> Iterator[np.ndarray]:
         """Generate one batch of samples; yields each block's frames [B, T, H, W, 3] in bytes."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from pipeline.bank.bank import TransferStats
-from pipeline.context import ContextPlan, Piece
+from pipeline.context import ENCODED, ContextPlan, Piece
 from pipeline.frames import FrameShape, pooled
 from wan.model import Attended
 from wan.rope import rope_table, rotate
@@ -24,6 +24,7 @@ class PlainCache:
     def __init__(self, shape: FrameShape, device: torch.device | str = "cpu") -> None:
         self.shape, self.device = shape, device
         self.frames: dict[tuple[int, int], torch.Tensor] = {}  # (layer, frame) -> [2, B, tokens, heads, head_dim]
+        self.encoded: dict[tuple[int, int], torch.Tensor] = {}  # the same, of frames encoded once more
         self.tier_bytes: dict[str, int] = {}
 
     def available(self, frames: range) -> list[int]:
@@ -49,7 +50,8 @@ class PlainCache:
         tokens = self.shape.tokens()
         for index, piece in enumerate(self.plan.own):
             own = slice(index * tokens, (index + 1) * tokens)
-            self.frames[layer, piece.frame] = torch.stack([k[:, own], v[:, own]]).cpu()
+            frames = self.encoded if piece.role == ENCODED else self.frames
+            frames[layer, piece.frame] = torch.stack([k[:, own], v[:, own]]).cpu()
         keys, values = [], []
         for sample in range(len(q)):
             parts = [self._piece(layer, piece, sample) for piece in self.plan.pieces(sample)]
@@ -60,7 +62,8 @@ class PlainCache:
 
     def _piece(self, layer: int, piece: Piece, sample: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A piece's rotated keys and values, each [tokens, heads, head_dim]."""
-        kv = self.frames[layer, piece.frame][:, sample].to(self.device)  # [2, tokens, heads, head_dim]
+        frames = self.encoded if piece.role == ENCODED else self.frames
+        kv = frames[layer, piece.frame][:, sample].to(self.device)  # [2, tokens, heads, head_dim]
         if piece.pool > 1:
             kv = pooled(kv[None, :, None], piece.pool, self.shape)[0, :, 0]
         return self._rotated(kv[0], piece), kv[1]

@@ -9,7 +9,9 @@ from typing import ClassVar
 
 from pipeline.context import (
     COMPRESSED,
+    ENCODED,
     LOCAL,
+    MERGED,
     RETRIEVED,
     SINK,
     ContextPlan,
@@ -25,22 +27,109 @@ from utils.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlidingWindow(ContextPolicy):
-    """Context of native: [sink | local]"""
+class MergingPolicy(ContextPolicy):
+    """Context: what becomes of frames that leave the local part
+
+    The merged frames lie behind the sink as soon as the window is full; a rule of `pipeline.merges` makes them.
+    """
+
+    merge: str = setting(
+        "none",
+        "what frames that leave the local part become: nothing; a slow and a fast running mean of them; the same with "
+        "a rate for each token; or the best of them, kept whole and moved towards the rest",
+        choices=("none", "ema", "ema_adaptive", "tether"),
+    )
+    merged_size: int = setting(14, "merge tether: frames kept (M)", at_least=1)
+    merge_long: float = setting(0.01, "merge ema: share of the newest frames in the slow mean", above=0, at_most=1)
+    merge_short: float = setting(0.1, "merge ema: share of the newest frames in the fast mean", above=0, at_most=1)
+    tether_diversity: float = setting(
+        0.35, "merge tether: weight of being unlike the other candidates (alpha)", at_least=0, at_most=1000
+    )
+    tether_pull: float = setting(
+        0.35, "merge tether: how far a new frame moves to mean and deviation of the rest (tau)", at_least=0, at_most=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        room = self.local_size - self.block
+        if self.merged_frames > room:
+            raise UserError(
+                f"merge {self.merge} needs {self.merged_frames} frames and local_attn_size {self.local_attn_size} with "
+                f"sink_size {self.sink_size} and a block of {self.block} leaves {room}; raise local_attn_size"
+            )
+
+    @property
+    def merged_frames(self) -> int:
+        """How many merged frames a context has."""
+        if self.merge == "none":
+            return 0
+        return self.merged_size if self.merge == "tether" else 2
+
+    @property
+    def recent(self) -> int:
+        return super().recent + (self.block if self.merged_frames else 0)
+
+    def is_merging(self, start: int) -> bool:
+        """Whether frames have left the local part before this block."""
+        return bool(self.merged_frames) and start + self.block > self.sink_size + self.local_size
+
+    def merged(self, start: int) -> tuple[Piece, ...]:
+        """The merged pieces, at the window's places behind the sink."""
+        found = []
+        if self.is_merging(start):
+            for number in range(self.merged_frames):
+                found.append(Piece(MERGED, -1 - number, self.sink_size + number))
+        return tuple(found)
+
+    def beside_merged(self, start: int) -> int:
+        """Size of the local part."""
+        return self.local_size - (self.merged_frames if self.is_merging(start) else 0)
+
+    def leaving(self, start: int) -> tuple[int, ...]:
+        """Frames that the merged ones take in with the block at `start`; running means begin with a block of them."""
+        if not self.is_merging(start):
+            return ()
+        stop = start + self.block - self.beside_merged(start)
+        first = stop - self.block
+        if self.merge == "tether" and not self.is_merging(start - self.block):
+            first = self.sink_size
+        return tuple(range(max(first, self.sink_size), stop))
+
+    def describe_merged(self) -> str:
+        """The merged part of a layout."""
+        if self.merge == "none":
+            return ""
+        return f" | merged {self.merged_frames} by {self.merge}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingWindow(MergingPolicy):
+    """Context of native: [sink | merged | local]"""
 
     window_positions: bool = setting(
         False, "native: rotate keys to their place in the window, as latentmem does, not to their frame's index"
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.merged_frames and not self.window_positions:
+            raise UserError(f"merge {self.merge} has places in the window alone; set window_positions=true")
+
     def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
         assert not retrieved, "a sliding window retrieves nothing"
         shift = window_shift(self, start) if self.window_positions else 0
-        return ContextPlan((sink(self, start) + local(self, start, self.local_size, shift),), own(self, start, shift))
+        nearby = local(self, start, self.beside_merged(start), shift)
+        past = sink(self, start) + self.merged(start) + nearby
+        return ContextPlan((past,), own(self, start, shift), self.leaving(start))
+
+    def describe(self) -> str:
+        local_size = self.local_size - self.merged_frames
+        return f"[sink {self.sink_size}{self.describe_merged()} | local {local_size}]{self.describe_commit()}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievedMemory(ContextPolicy):
-    """Context of latentmem: [sink | retrieved | local] at window positions, retrieved frames at temporal index 0"""
+class RetrievedMemory(MergingPolicy):
+    """Context of latentmem: [sink | merged | retrieved | local] at window positions, retrieved frames at index 0"""
 
     retrieves: ClassVar[bool] = True
 
@@ -55,6 +144,14 @@ class RetrievedMemory(ContextPolicy):
         "latentmem: temporal indices of retrieved frames: 0, or their places in the window, after the sink",
         choices=("zero", "window"),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.merged_frames and self.unused_to_local:
+            raise UserError(
+                f"merge {self.merge} needs a local part of one size, and unused_to_local=true changes it; set "
+                "unused_to_local=false"
+            )
 
     @property
     def local_size(self) -> int:
@@ -71,20 +168,95 @@ class RetrievedMemory(ContextPolicy):
         assert all(len(frames) == count for frames in retrieved), "samples must retrieve equally many frames"
         assert count <= self.memory_size
         shift = window_shift(self, start)
-        nearby = local(self, start, self.local_size - (count if self.unused_to_local else 0), shift)
-        first, step = (self.sink_size, 1) if self.retrieved_positions == "window" else (0, 0)
+        nearby = local(self, start, self.beside_merged(start) - (count if self.unused_to_local else 0), shift)
+        before = sink(self, start) + self.merged(start)
+        first, step = (len(before), 1) if self.retrieved_positions == "window" else (0, 0)
         rows = []
         for frames in retrieved or [()]:
             memory = tuple(Piece(RETRIEVED, frame, first + step * place) for place, frame in enumerate(frames))
-            rows.append(sink(self, start) + memory + nearby)
-        return ContextPlan(tuple(rows), own(self, start, shift))
+            rows.append(before + memory + nearby)
+        return ContextPlan(tuple(rows), own(self, start, shift), self.leaving(start))
 
     def describe(self) -> str:
-        local_size = self.local_attn_size - self.sink_size - self.memory_size
+        local_size = self.local_attn_size - self.sink_size - self.memory_size - self.merged_frames
         gap = self.block + self.memory_size + self.recent_exclude
         return (
-            f"[sink {self.sink_size} | retrieved {self.memory_size} | local {local_size}]; "
+            f"[sink {self.sink_size}{self.describe_merged()} | retrieved {self.memory_size} | local {local_size}]; "
             f"{gap} frames before it are neither attended to nor retrievable yet{self.describe_commit()}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReencodedWindow(ContextPolicy):
+    """Context of reencoded: [sink | blocks committed alone | block before, encoded again] at window positions
+
+    While the video is short, a block sees and is committed with all of it. Then the block before is encoded once more,
+    with the one before that in view, and blocks are committed alone (ID-Forcing for Self-Forcing, arXiv 2610.03120).
+    """
+
+    plain_frames: int = setting(21, "reencoded: frames at the video's start that all see each other", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        needed = self.sink_size + 3 * self.block
+        if self.local_attn_size < needed or self.plain_frames < needed:
+            raise UserError(
+                f"local_attn_size {self.local_attn_size} and plain_frames {self.plain_frames} must hold the sink, the "
+                f"block and two before it; use at least {needed}"
+            )
+        if self.local_size % self.block:
+            raise UserError(
+                f"local_attn_size {self.local_attn_size} less sink_size {self.sink_size} is no multiple of the block "
+                f"of {self.block} that is encoded again; use {self.local_attn_size - self.local_size % self.block}"
+            )
+        if self.commit_rule != "same":
+            raise UserError(
+                f"policy reencoded has a commit of its own; commit_rule {self.commit_rule} cannot change it"
+            )
+
+    @property
+    def recent(self) -> int:
+        return max(self.local_size, self.plain_frames)
+
+    @property
+    def largest(self) -> tuple[int, ...]:
+        return (1,) * max(self.local_attn_size, self.plain_frames)
+
+    @property
+    def encoded_frames(self) -> int:
+        return self.block
+
+    def is_plain(self, start: int) -> bool:
+        return start + self.block <= self.plain_frames
+
+    def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
+        if self.is_plain(start):
+            return ContextPlan((sink(self, start) + local(self, start, start + self.block),), own(self, start))
+        shift = window_shift(self, start)
+        past = []
+        for piece in local(self, start, self.local_size, shift):
+            past.append(piece if piece.frame < start - self.block else piece._replace(role=ENCODED))
+        return ContextPlan((sink(self, start) + tuple(past),), own(self, start, shift))
+
+    def before(self, start: int) -> tuple[ContextPlan, ...]:
+        if self.is_plain(start):
+            return ()
+        nearby = [piece for piece in self.plan(start).past[0] if piece.role != SINK]
+        again = tuple(piece for piece in nearby if piece.role == ENCODED)
+        alone = tuple(piece for piece in nearby if piece.role == LOCAL)
+        forwards = []
+        if self.is_plain(start - self.block):  # the first block that sees what was committed alone
+            for first in range(start - self.local_size + self.block, start, self.block):
+                forwards.append(ContextPlan(((),), own(self, first)))
+        return (*forwards, ContextPlan((alone,), again))
+
+    def commit(self, plan: ContextPlan) -> ContextPlan:
+        return plan if self.is_plain(plan.start) else ContextPlan(((),), plan.own)
+
+    def describe(self) -> str:
+        return (
+            f"[sink {self.sink_size} | local {self.local_size}, the block before encoded again]; committed alone "
+            f"after {self.plain_frames} frames"
         )
 
 
@@ -163,6 +335,7 @@ class CompressedPast(ContextPolicy):
 POLICIES: dict[str, type[ContextPolicy]] = {
     "native": SlidingWindow,
     "latentmem": RetrievedMemory,
+    "reencoded": ReencodedWindow,
     "rolling_sink": RollingSink,
     "compressed_past": CompressedPast,
 }

@@ -18,11 +18,13 @@ from pipeline.config import RunConfig
 from pipeline.context import ContextPolicy
 from pipeline.footprint import GB, Free, MemoryPlan, Part, Phase, Preset, placed, transformer_work
 from pipeline.frames import FrameShape
+from pipeline.group import describe_group, require_group
 from pipeline.kv_cache import KVCache, ring_frames
 from pipeline.offload import require_quantization
 from pipeline.sampler import FlowSchedule
 from utils.errors import UserError
 from utils.files import require_file
+from utils.processes import leads, per_video
 from utils.settings import require_choice
 from utils.tensors import DOWNLOAD
 from wan.attention import find_backend
@@ -67,8 +69,10 @@ class Preflight:
         retrieval = ""
         if config.descriptor() is not None:
             retrieval = f", retrieved by {kwargs.compression_method} ({kwargs.selection})"
+        tokens = block_tokens(config, self.params, self.format)
+        shared = describe_group(self.params, tokens, config.batch_size, self.dtype.itemsize)
         return (
-            f"context: {self.policy.describe()}{retrieval}; in latent frames, "
+            f"{shared}context: {self.policy.describe()}{retrieval}; in latent frames, "
             f"the {self.policy.block} new ones included\n"
             f"memory ({config.memory}): {self.footprint.summary()}"
         )
@@ -97,6 +101,7 @@ def preflight(config: RunConfig) -> Preflight:
     vae = decoder.read(files[decoder.role])
     _require_one_family(config, params, files, text_config.d_model, vae, decoder)
     _require_size(config, params, vae.format)
+    require_group(params, block_tokens(config, params, vae.format), config.generator_ckpt)
     if descriptor := config.descriptor():
         descriptor.load(vae.format.shape(config.height, config.width), "cpu")
     looked = _Looked(config, device, text_device, dtype, params, generator, text, vae)
@@ -106,6 +111,12 @@ def preflight(config: RunConfig) -> Preflight:
     return Preflight(
         config, device, text_device, dtype, files, params, vae.format, config.policy(), footprint, bank_bytes
     )
+
+
+def block_tokens(config: RunConfig, params: WanParams, format: LatentFormat) -> int:
+    """Tokens of a block of one video."""
+    _, height, width = format.shape(config.height, config.width)
+    return config.num_frame_per_block * params.tokens_per_frame(height, width)
 
 
 def model_folder(config: RunConfig) -> Path:
@@ -213,10 +224,10 @@ class _Looked:
 
     def _text(self, preset: Preset) -> Part:
         item, gpu = self.dtype.itemsize, self.text_device.type == "cuda"
-        size, name = count(self.text) * item, "text encoder's weights"
+        size, name = count(self.text) * item * leads(), "text encoder's weights"
         if gpu and preset.offload:  # its largest weight, the embedding table, visits the device as a whole
             largest = max(tensor.numel() for tensor in self.text.values())
-            return Part(name, largest * item, size, "use text_device: cpu")
+            return Part(name, largest * item * leads(), size, "use text_device: cpu")
         remedy = "use memory: low or text_device: cpu" if gpu else "use dtype: bfloat16"
         return placed(gpu, name, size, remedy)
 
@@ -225,14 +236,14 @@ class _Looked:
         item, gpu, shape = self.dtype.itemsize, self.device.type == "cuda", self._frame_shape()
         context = KVCache.nbytes_of(shape, config.policy(), self.dtype)
         context += 2 * params.num_layers * config.batch_size * params.text_len * params.dim * item  # the text's
-        tokens = config.num_frame_per_block * shape.tokens() * config.batch_size
+        tokens = -(-config.num_frame_per_block * shape.tokens() * config.batch_size // per_video())
         work = transformer_work(tokens, params.dim, params.ffn_dim, shape.nbytes(self.dtype), item)
-        decoding = self.vae.working_bytes(config.batch_size, config.height, config.width, item)
+        decoding = leads() * self.vae.working_bytes(config.batch_size, config.height, config.width, item)
         on_device = gpu and not preset.offload
         return (
             placed(on_device, "transformer's weights", self._weights(), "use memory: low, or weights: int8"),
             placed(gpu, "context's keys and values", context, LOWER_WINDOW),
-            placed(gpu, "VAE's weights", count(self.vae.tensors) * item, LOWER_PICTURE),
+            placed(gpu, "VAE's weights", count(self.vae.tensors) * item * leads(), LOWER_PICTURE),
             placed(gpu, "transformer's working memory", work, LOWER_PICTURE, estimated=True),
             placed(gpu, "VAE's working memory", decoding, LOWER_PICTURE, estimated=True),
         )
@@ -268,7 +279,7 @@ class _Looked:
     def _frame_shape(self) -> FrameShape:
         config = self.config
         _, height, width = self.vae.format.shape(config.height, config.width)
-        return FrameShape.of(self.params, height, width, config.batch_size)
+        return FrameShape.of(self.params, height, width, config.batch_size, per_video())
 
 
 def _require_one_family(

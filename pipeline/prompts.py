@@ -104,6 +104,8 @@ def _from_json(path: Path, index: int, line: str) -> Prompt:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not valid JSON; correct the line") from error
     text = fields.pop("prompt", None) if isinstance(fields, dict) else None
+    if text is None and isinstance(fields, dict):
+        text = _joined(fields)
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"""{place} has no prompt; each line is an object like {{"prompt": "a lighthouse"}}""")
     try:
@@ -111,6 +113,14 @@ def _from_json(path: Path, index: int, line: str) -> Prompt:
     except UnicodeEncodeError as error:
         raise UserError(f"{place}: the prompt holds half of a character (a lone surrogate); correct it") from error
     return Prompt(index, text.strip(), fields)
+
+
+def _joined(fields: Mapping[str, Any]) -> str | None:
+    """One text for a line that holds a list of prompts."""
+    listed = fields.get("prompts", fields.get("prompts_list"))
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        return None
+    return " | ".join(listed)
 
 
 def sample_prompts(prompts: Sequence[Prompt], ratio: float, seed: int) -> list[Prompt]:

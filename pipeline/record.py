@@ -28,10 +28,12 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft")
 Weights = dict[str, dict[str, str]]  # role -> file and its digest
 
 
-def identity(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def identity(config: RunConfig, samples: Sequence[Sample]) -> dict[str, Any]:
     """What decides the content of a run's files, for as long as it has its folder to itself."""
-    texts = hashlib.sha256(repr([(prompt.index, prompt.text) for prompt in prompts]).encode()).hexdigest()
-    return flat(content(config)) | {"weights": config.generator_ckpt, "prompts": texts[:16]}
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(repr((sample.index, sample.number, sample.prompt, course(sample))).encode())
+    return flat(content(config)) | {"weights": config.generator_ckpt, "prompts": digest.hexdigest()[:16]}
 
 
 def record_block(block: LatentBlock, sample: int) -> dict:
@@ -68,12 +70,29 @@ def record_run(
         "sample": sample.number,
         "seed": config.seed,
         "frames": frames,
+        **course(sample),
         "config": to_dict(config),
         "weights": weights,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
         "blocks": blocks,
     }
+
+
+def course(sample: Sample) -> dict[str, Any]:
+    """What a sample's video follows beside its one prompt, as plain data; nothing where there is nothing more."""
+    found: dict[str, Any] = {}
+    if sample.scenes:
+        found["scenes"] = [segment._asdict() for segment in sample.scenes]
+    if sample.given:
+        found["given"] = [given.describe() for given in sample.given]
+    return found
+
+
+def made_of(config: RunConfig, sample: Sample, weights: Weights) -> dict[str, Any]:
+    """What decides the content of a sample's video."""
+    own = {"prompt": sample.prompt, "prompt_index": sample.index, "sample": sample.number, "seed": config.seed}
+    return own | course(sample) | {"config": content(config), "weights": _contents(weights)}
 
 
 def check_records(finished: Mapping[Sample, Path], config: RunConfig, weights: Callable[[], Weights]) -> None:
@@ -92,25 +111,29 @@ def check_records(finished: Mapping[Sample, Path], config: RunConfig, weights: C
     records = {}
     for sample, path in finished.items():
         record = _read(path.with_suffix(".json"), f"whose video {path.name} is there; {remedy}")
-        made_of = {"prompt": record.get("prompt"), "seed": record.get("seed"), "config": record["config"]}
-        now = {"prompt": sample.prompt, "seed": config.seed, "config": to_dict(config)}
-        require_same(path, made_of, now, remedy, _defaults(config), _apart(config))
+        then = {"prompt": record.get("prompt"), "seed": record.get("seed"), "config": record["config"]}
+        then |= {key: record[key] for key in ("scenes", "given") if key in record}
+        now = {"prompt": sample.prompt, "seed": config.seed, "config": to_dict(config)} | course(sample)
+        require_same(path, then, now, remedy, _defaults(config), _apart(config))
         records[path] = record
     now = {"weights": _contents(weights())}
     for path, record in records.items():
         require_same(path, {"weights": _contents(record["weights"])}, now, remedy)
 
 
-def check_manifest(path: Path, config: RunConfig, prompts: Sequence[Prompt], weights: Weights, write: bool) -> None:
+def check_manifest(
+    path: Path, config: RunConfig, prompts: Sequence[Prompt], samples: Sequence[Sample], weights: Weights, write: bool
+) -> None:
     """Say in `path` what a corpus is made of, or refuse to add to one made of something else.
 
     Args:
+        samples: one a prompt.
         write: whether this process writes the file.
     """
     files = []
-    for position, prompt in enumerate(prompts):
-        name = f"latent_{position:06d}.pt"
-        files.append({"file": name, "prompt_index": prompt.index, "prompt": prompt.text})
+    for prompt, sample in zip(prompts, samples, strict=True):
+        name = f"latent_{sample.index:06d}.pt"
+        files.append({"file": name, "prompt_index": prompt.index, "prompt": prompt.text} | course(sample))
     now = {"seed": config.seed, "config": content(config), "weights": _contents(weights), "files": files}
     remedy = "choose another output_folder, or delete this one"
     if path.exists():

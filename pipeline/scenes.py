@@ -43,10 +43,10 @@ class Scene:
             rows.append(self._row(row, shift))
         own = tuple(piece._replace(position=piece.position - shift) for piece in plan.own)
         if plan.start != self.cut:
-            return ContextPlan(tuple(rows), own)
+            return replace(plan, past=tuple(rows), own=own)
         own = tuple(piece._replace(position=CUT_AT + place) for place, piece in enumerate(own))
         rows = [tuple(piece._replace(position=place) for place, piece in enumerate(row)) for row in rows]
-        return ContextPlan(tuple(rows), own)
+        return replace(plan, past=tuple(rows), own=own)
 
     def _row(self, row: tuple[Piece, ...], shift: int) -> tuple[Piece, ...]:
         found = []

@@ -4,6 +4,7 @@ A file gets its name when it is finished. The picture of what was retrieved is m
 the video is still finished.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,19 +13,24 @@ from typing import Protocol
 
 import torch
 
-from pipeline.decode import decode_stream, require_finite, start_decoder, to_uint8
+from pipeline.config import RunConfig
+from pipeline.decode import State, decode_stream, require_finite
+from pipeline.film import Film
 from pipeline.generation import LatentBlock
+from pipeline.given import Given, Stored
+from pipeline.latents import open_latents
 from pipeline.memory_plot import plot_memory
 from pipeline.pipeline import Pipeline
-from pipeline.record import Weights, record_block, record_run
+from pipeline.record import Weights, made_of, record_run
 from pipeline.samples import Sample
+from pipeline.unfinished import Unfinished
 from utils.background import Background
 from utils.clock import Clock
-from utils.files import require_writable, write_json
+from utils.files import publish, require_writable, write_json
 from utils.optional import best_effort
 from utils.streams import SideStream
-from utils.tensors import digest, save_tensors
-from utils.video import VideoWriter
+from utils.tensors import save_tensors
+from utils.video import VideoWriter, join_videos
 
 OnBlock = Callable[[LatentBlock], None]  # called when a block is on its way to the file
 
@@ -37,6 +43,9 @@ class Sink(Protocol):
 
     def is_finished(self, sample: Sample) -> bool:
         """Whether the sample need not be made."""
+
+    def made(self, batch: Sequence[Sample], wanted: Sequence[Sample]) -> list[Given]:
+        """The first blocks of a batch where an interrupted run left them, for each sample; none where it did not."""
 
     def write(
         self,
@@ -51,23 +60,39 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class VideoSink:
-    """`NAME-N.mp4` with `NAME-N.json` and, with retrieval, `NAME-N.memory.png`.
+    """`NAME-N.mp4` with `NAME-N.json`, `NAME-N.latents.npy` and, with retrieval, `NAME-N.memory.png`.
 
     Attributes:
-        names: prompt number -> name.
+        names: sample -> name.
         weights: gives the names and digests of the weight files, once they are needed.
     """
 
     folder: Path
-    names: Mapping[int, str]
-    skip_existing: bool
+    names: Mapping[Sample, str]
+    config: RunConfig
     weights: Callable[[], Weights]
 
     def path(self, sample: Sample) -> Path:
-        return self.folder / f"{self.names[sample.index]}-{sample.number}.mp4"
+        return self.folder / f"{self.names[sample]}.mp4"
 
     def is_finished(self, sample: Sample) -> bool:
-        return self.skip_existing and self.path(sample).exists()
+        return self.config.skip_existing and self.path(sample).exists()
+
+    def made(self, batch: Sequence[Sample], wanted: Sequence[Sample]) -> list[Given]:
+        """See `Sink`; latents of finished samples are beside their videos."""
+        sources = []
+        for sample in batch:
+            if sample in wanted:
+                unfinished = self._unfinished(sample)
+                unfinished.check(start_anew=not self.config.skip_existing)
+                sources.append((unfinished.latents_path, unfinished.frames))
+            else:
+                kept = latents_beside(self.path(sample))
+                sources.append((kept, len(open_latents(kept)) if kept.exists() else 0))
+        frames = min(count for _, count in sources)
+        if not frames:
+            return []
+        return [Stored(path, range(frames)) for path, _ in sources]
 
     def write(
         self,
@@ -78,55 +103,89 @@ class VideoSink:
         on_block: OnBlock,
     ) -> None:
         """See `Sink`; a second thread decodes and writes a block's frames while the next one is generated."""
-        config, clock = pipeline.config, Clock(pipeline.device)
-        side = SideStream(pipeline.device, "decode")
-        decoder = start_decoder(pipeline.vae)
-        writers: dict[int, VideoWriter] = {}  # number in the batch -> its file
-        records: dict[int, list[dict]] = {}
-        size = (config.width, config.height)
+        making = {}
+        for number, sample in enumerate(batch):
+            if sample in wanted:
+                making[number] = self._unfinished(sample)
+        clock = Clock(pipeline.device)
+        count = -(-(self.config.num_output_frames // self.config.num_frame_per_block) // self.config.segment_blocks)
+        self._shoot(pipeline, batch, making, blocks, on_block, clock)
+        for number, unfinished in making.items():
+            self._finish(pipeline, batch[number], unfinished, count, clock.seconds)
 
-        def decode(block: LatentBlock, ready: AbstractContextManager) -> None:
-            with ready, clock("decode"):
-                require_finite(block)
-                frames = to_uint8(decoder(block.latents))
-            with clock("write"):
-                for number, writer in writers.items():
-                    writer.write(frames[number])
-                    made = {"latents": digest(block.latents[number]), "frames": digest(frames[number])}
-                    records[number].append(record_block(block, number) | {"digests": made})
+    def _shoot(
+        self,
+        pipeline: Pipeline,
+        batch: Sequence[Sample],
+        making: Mapping[int, Unfinished],
+        blocks: Iterable[LatentBlock],
+        on_block: OnBlock,
+        clock: Clock,
+    ) -> None:
+        """Make what is missing of the segments of a batch's videos."""
+        shape = pipeline.format.shape(self.config.height, self.config.width)
+        known = min(unfinished.frames for unfinished in making.values())
+        for unfinished in making.values():
+            unfinished.begin((self.config.num_output_frames, *shape))
+        segments, states = _decoded(making, len(batch))
+        film = Film(pipeline, making, segments, states, known, clock)
+        side = SideStream(pipeline.device, "decode")
+
+        def take(block: LatentBlock, ready: AbstractContextManager) -> None:
+            film.take(block, ready)
             on_block(block)
 
         try:
-            for number, sample in enumerate(batch):
-                if sample in wanted:
-                    writers[number] = VideoWriter(self.path(sample), size, config.fps)
-                    records[number] = []
             with clock("total"), Background(side.use_device) as background:
                 for block in clock.each("generate", blocks):
-                    background.do(decode, block, side.after_now())
-            for number, writer in writers.items():
-                self._finish(pipeline, batch[number], writer, clock.seconds, records[number])
+                    background.do(take, block, side.after_now())
         finally:
-            for writer in writers.values():
-                writer.discard()
+            film.discard()
 
     def _finish(
         self,
         pipeline: Pipeline,
         sample: Sample,
-        writer: VideoWriter,
+        unfinished: Unfinished,
+        segments: int,
         seconds: Mapping[str, float],
-        blocks: list[dict],
     ) -> None:
-        config = pipeline.config
-        writer.finish()
-        record = record_run(config, sample, self.weights(), seconds, writer.frames, blocks)
-        writer.path.unlink(missing_ok=True)  # never pair an old video with the new record
-        write_json(writer.path.with_suffix(".json"), record)
-        writer.close()
+        """Give a video whose segments are whole its name; what is beside it comes first."""
+        path = self.path(sample)
+        frames, blocks = unfinished.said(segments)
+        whole = unfinished.segment(0)
+        if segments > 1:
+            whole = unfinished.folder / "whole.mp4"
+            join_videos([unfinished.segment(number) for number in range(segments)], whole, frames)
+        record = record_run(self.config, sample, self.weights(), seconds, frames, blocks)
+        path.unlink(missing_ok=True)  # never pair an old video with the new record
+        if self.config.keep_latents and unfinished.latents_path.exists():
+            os.replace(unfinished.latents_path, latents_beside(path))
+        write_json(path.with_suffix(".json"), record)
+        publish(whole, path)
+        unfinished.discard()
         if pipeline.descriptor is not None:
             with best_effort("the picture of what was retrieved", "the video is finished without it"):
-                plot_memory(writer.path.with_suffix(".memory.png"), blocks, config.num_output_frames, sample.prompt)
+                plot_memory(path.with_suffix(".memory.png"), blocks, self.config.num_output_frames, sample.prompt)
+
+    def _unfinished(self, sample: Sample) -> Unfinished:
+        return Unfinished(self.path(sample), made_of(self.config, sample, self.weights()))
+
+
+def latents_beside(video: Path) -> Path:
+    """Where a finished video's latents are."""
+    return video.with_suffix(".latents.npy")
+
+
+def _decoded(making: Mapping[int, Unfinished], batch: int) -> tuple[int, list[State]]:
+    """How many segments need not be decoded again, and the decoder's states after them for the whole batch."""
+    segments = min(unfinished.segments for unfinished in making.values())
+    if not segments or len(making) < batch:  # of a finished sample no state is kept
+        return 0, []
+    states = [unfinished.state(segments) for unfinished in making.values()]
+    if any(state is None for state in states):
+        return 0, []
+    return segments, states
 
 
 @dataclass(frozen=True)
@@ -151,6 +210,10 @@ class LatentSink:
         is_shown = video is None or video.exists()
         return self.skip_existing and is_shown and self.path(sample).exists()
 
+    def made(self, batch: Sequence[Sample], wanted: Sequence[Sample]) -> list[Given]:
+        """None: a corpus's videos are short."""
+        return []
+
     def write(
         self,
         pipeline: Pipeline,
@@ -170,6 +233,37 @@ class LatentSink:
             save_tensors(self.path(sample), latents.clone())
             if video := self.video(sample):
                 save_clip(pipeline, latents, video)
+
+
+@dataclass(frozen=True)
+class Follower:
+    """The files as a process has them that helps to make them and leaves decoding and writing to its group's first.
+
+    Attributes:
+        sink: the first one's.
+    """
+
+    sink: Sink
+
+    def path(self, sample: Sample) -> Path:
+        return self.sink.path(sample)
+
+    def is_finished(self, sample: Sample) -> bool:
+        return self.sink.is_finished(sample)
+
+    def made(self, batch: Sequence[Sample], wanted: Sequence[Sample]) -> list[Given]:
+        return self.sink.made(batch, wanted)
+
+    def write(
+        self,
+        pipeline: Pipeline,
+        batch: Sequence[Sample],
+        wanted: Sequence[Sample],
+        blocks: Iterable[LatentBlock],
+        on_block: OnBlock,
+    ) -> None:
+        for block in blocks:
+            on_block(block)
 
 
 def save_clip(pipeline: Pipeline, latents: torch.Tensor, path: Path) -> None:

@@ -2,8 +2,9 @@
 
 A recording is NAME.json (backbone sizes, run settings, weight files beside it, what was retrieved)
 with NAME.safetensors (noise, every re-noising draw, prompt embeddings, latents and, where recorded,
-descriptors and flows). Prints the largest absolute difference of each tensor and whether the
-selections and their order are equal; exits with 1 beyond the recording's tolerance.
+descriptors and flows; noise that is not there is drawn from the recording's seed, as it was). Prints
+the largest absolute difference of each tensor and whether the selections and their order are equal;
+exits with 1 beyond the recording's tolerance.
 """
 
 import json
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from pipeline.build import assemble, build_model
 from pipeline.config import load_config
+from pipeline.kv_cache import KVCache
 from pipeline.noise import RecordedNoise
 from pipeline.pipeline import Pipeline
 from pipeline.preflight import placement
@@ -26,11 +28,30 @@ from utils.files import require_file
 from wan.params import LatentFormat, params_from_dict
 
 DEFAULT_TOLERANCE = 2e-5  # float32 on a CPU, values near 5: 40 times their last bit
+
+
+def memrope(method: dict) -> dict:
+    return {
+        "window_positions": True,
+        "merge": "ema_adaptive" if method["adaptive"] else "ema",
+        "merge_long": method["alpha_long"],
+        "merge_short": method["alpha_short"],
+    }
+
+
+def id_forcing(method: dict) -> dict:
+    if method.get("base") != "self_forcing":
+        return {"window_positions": True, "commit_rule": "own"}
+    sizes = {"local_attn_size": method["window"], "sink_size": method["sink"]}
+    return {"policy": "reencoded", "plain_frames": 3 * method["native_chunks"]} | sizes
+
+
 METHODS = {  # `method.name` of a recording -> settings of the context beside those that the recording has itself
-    "infinity-rope": {"window_positions": True},
-    "commit-forcing": {"commit_rule": "newest"},
-    "rolling-sink": {"policy": "rolling_sink"},
-    "id-forcing": {"window_positions": True, "commit_rule": "own"},
+    "infinity-rope": lambda method: {"window_positions": True},
+    "commit-forcing": lambda method: {"commit_rule": "newest"},
+    "rolling-sink": lambda method: {"policy": "rolling_sink"},
+    "id-forcing": id_forcing,
+    "memrope": memrope,
 }
 
 
@@ -42,6 +63,8 @@ def replay(path: Path) -> bool:
     # A recording may keep its intermediate tensors in NAME_steps.safetensors, its inputs in NAME.safetensors.
     inputs = path.with_name(path.stem.removesuffix("_steps") + ".safetensors")
     noise = load_file(inputs) if "noise" not in expected else expected
+    if "noise" not in noise:
+        noise |= drawn_noise(record)
     pipeline = recorded_pipeline(record, path.parent, noise["noise"].shape)
     produced, selections = generate(pipeline, noise, switches_of(record))
     tolerance = record.get("tolerance", DEFAULT_TOLERANCE)
@@ -68,12 +91,24 @@ def replay(path: Path) -> bool:
     return passed
 
 
+def drawn_noise(record: dict) -> dict[str, torch.Tensor]:
+    """The noise that a recording was made with: all that blocks start from, and later draws one by one."""
+    frames, channels, height, width = record["tensors"]["noise"]["shape"][1:]
+    draws = record["tensors"]["renoise"]["shape"]
+    first = torch.Generator().manual_seed(record["seed"])
+    noise = torch.randn(1, frames, channels, height, width, generator=first)
+    later = torch.Generator().manual_seed(record["seed"] + 1)
+    renoise = [torch.randn(draws[1:], generator=later) for _ in range(draws[0])]
+    return {"noise": noise, "renoise": torch.stack(renoise)}
+
+
 def recorded_pipeline(record: dict, folder: Path, noise_shape: torch.Size) -> Pipeline:
     """The pipeline that a recording describes, built as any other; it has no text encoder and no VAE."""
     weights, args = dict(record["weights"]), dict(record["config"]["args"])
     kwargs = dict(args.pop("model_kwargs"))
     _, frames, channels, height, width = noise_shape
-    method = METHODS.get(record.get("method", {}).get("name"), {})
+    method = record.get("method")
+    method = METHODS[method["name"]](method) if method else {}
     format = LatentFormat(channels)
     ae_ckpt = weights.get("ae_ckpt", kwargs.get("ae_ckpt"))
     adapter = weights.get("adapter") or record.get("adapter")
@@ -120,12 +155,14 @@ def generate(
     hook = pipeline.model.register_forward_hook(lambda module, inputs, flow: calls.append((inputs[0], inputs[1], flow)))
     noise = RecordedNoise(recorded["noise"], recorded["renoise"])
     generation = pipeline.start_from(recorded["prompt_embeds"], noise)
-    blocks = []
+    blocks, merged = [], []
     while generation.start < pipeline.config.num_output_frames:
         if generation.start in switches:
             embeds, how = switches[generation.start]
             generation.switch(recorded[embeds], how)
         blocks.append(generation.step())
+        if blocks[-1].plan.leaving:
+            merged.append(merged_of(generation.cache))
     hook.remove()
 
     def joined(forward: int) -> torch.Tensor:
@@ -137,6 +174,8 @@ def generate(
         "cache_update_flow": joined(steps),
         "timesteps_used": torch.stack([t[0].expand(blocks[0].latents.shape[1]) for _, t, _ in calls[: steps + 1]]),
     }
+    if merged:
+        produced["ema"] = torch.stack(merged)
     for step, timestep in enumerate(sampler.timesteps):
         clean = [sampler.schedule.to_clean(flow, x, timestep) for x, _, flow in calls[step :: steps + 1]]
         produced[f"step{step}_x0"] = torch.cat(clean, dim=1)
@@ -148,6 +187,15 @@ def generate(
     produced |= {f"merged.{name}": weight for name, weight in pipeline.model.state_dict().items()}
     selections = [(b.selection.block_start, [list(row) for row in b.selection.frames]) for b in blocks if b.selection]
     return produced, selections
+
+
+def merged_of(cache: KVCache) -> torch.Tensor:
+    """What a cache's layers have made, [layers, 2, frames, tokens, heads, head_dim], of the first sample."""
+    layers = []
+    for tokens in cache.merged.current:
+        kv = torch.stack([tokens.keys[0], tokens.values[0]])
+        layers.append(kv.unflatten(1, (-1, cache.shape.tokens())))
+    return torch.stack(layers)
 
 
 def main() -> None:

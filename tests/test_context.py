@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.context import COMMIT_RULES, LOCAL, OWN, RETRIEVED, SINK
-from pipeline.policies import CompressedPast, RetrievedMemory, RollingSink, SlidingWindow
+from pipeline.context import COMMIT_RULES, LOCAL, MERGED, OWN, RETRIEVED, SINK
+from pipeline.policies import CompressedPast, ReencodedWindow, RetrievedMemory, RollingSink, SlidingWindow
 from utils.errors import UserError
 
 
@@ -33,6 +33,26 @@ compressed = st.builds(
     lambda past, pool, more: CompressedPast(local_attn_size=5 + past + more, past_size=past, past_pool=pool),
     st.integers(0, 3), st.integers(1, 3), st.integers(0, 5),
 )  # fmt: skip
+reencoded = st.builds(
+    lambda block, sink, blocks, plain: ReencodedWindow(
+        local_attn_size=sink + block * blocks, sink_size=sink, block=block, plain_frames=sink + block * blocks + plain
+    ),
+    st.integers(1, 3), st.integers(0, 4), st.integers(3, 5), st.integers(0, 5),
+)  # fmt: skip
+
+
+@st.composite
+def merging(draw):
+    """Windows and retrieved memory whose leaving frames are merged."""
+    merge = draw(st.sampled_from(["ema", "ema_adaptive"]))
+    found = draw(sizes(memory=draw(st.booleans())))
+    found |= {"merge": merge, "merge_short": 0.2, "merged_size": draw(st.integers(1, 5))}
+    found["local_attn_size"] += found["merged_size"] + 2
+    if "memory_size" in found:
+        return RetrievedMemory(**found)
+    return SlidingWindow(**found, window_positions=True)
+
+
 blocks = st.integers(0, 60)
 
 
@@ -95,6 +115,8 @@ def test_queries_sit_at_the_end_of_the_window(policy, block):
         ({"local_attn_size": 5, "sink_size": 3}, ["local_attn_size 5", "at least 6"]),
         ({"local_attn_size": 12, "sink_size": 1, "memory_size": 9}, ["memory_size 9", "at most 8"]),
         ({"local_attn_size": 12, "sink_size": 1, "memory_size": -1}, ["memory_size", "at least 0"]),
+        ({"merge": "ema", "unused_to_local": True}, ["merge ema", "unused_to_local=false"]),
+        ({"merge": "tether", "merged_size": 9}, ["merge tether", "9 frames", "leaves 2"]),
     ],
 )
 def test_impossible_layouts_are_refused_with_the_reason(sizes, names):
@@ -128,6 +150,26 @@ def test_a_compressed_past_fits_its_room_and_joins_the_local_frames(policy, bloc
     assert list(seen) == sorted(set(seen))
     after_sink = [frame for frame in seen if frame >= policy.sink_size]
     assert after_sink == list(range(after_sink[0], after_sink[-1] + 1)), "no gap between older and local frames"
+
+
+@given(merging(), blocks)
+def test_merged_frames_take_in_every_frame_that_leaves_once_and_fit_the_window(policy, block):
+    start = block * policy.block
+    plan = policy.plan(start)
+    assert len(plan.pieces()) <= policy.local_attn_size
+    positions = plan.positions()
+    assert len(set(positions)) == len(positions)
+    if not plan.leaving:
+        assert not plan.frames(MERGED)
+        return
+    assert len(plan.frames(MERGED)) == policy.merged_frames
+    oldest = start + policy.block - policy.recent
+    assert min(plan.leaving) >= oldest, "what is kept at hand"
+    assert max(plan.leaving) + 1 == min((*plan.frames(LOCAL), start))
+    following = policy.plan(start + policy.block)
+    assert following.leaving[0] == plan.leaving[-1] + 1
+    first = next(one.leaving for one in map(policy.plan, range(0, start + 1, policy.block)) if one.leaving)
+    assert len(first) <= policy.block
 
 
 @pytest.mark.parametrize("rule", COMMIT_RULES)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import sinks
+from pipeline import film, sinks
 from pipeline.bank.bank import Bank
 from pipeline.build import load
 from pipeline.config import load_config
@@ -143,21 +143,13 @@ def test_decoding_beside_generation_gives_the_frames_of_decoding_after_it(root, 
     pipeline, sample = with_memory(root, settings), Sample(PROMPTS[0])
     written = []
 
-    class Frames:
-        frames = 0
-
-        def __init__(self, *arguments): ...
-
+    class Frames(film.VideoWriter):
         def write(self, frames):
             written.append(frames)
+            super().write(frames)
 
-        finish = close = discard = lambda self: None
-
-        finish = close
-        path = root / "beside.mp4"
-
-    monkeypatch.setattr(sinks, "VideoWriter", Frames)
-    sink = sinks.VideoSink(root, {0: "beside"}, skip_existing=False, weights=dict)
+    monkeypatch.setattr(film, "VideoWriter", Frames)
+    sink = sinks.VideoSink(root, {sample: "beside"}, pipeline.config, weights=dict)
     sink.write(pipeline, [sample], [sample], pipeline.blocks([sample]), lambda block: None)
     decoded = StreamingDecoder(pipeline.vae)(latents(pipeline, sample))
     assert (np.concatenate(written) == to_uint8(decoded)[0]).all()

@@ -36,6 +36,9 @@ def config(root, settings):
     return write_config(root / "latentmem.yaml", settings | {"model_kwargs": latentmem(root, "ae")})
 
 
+FILES = ["00000-0.json", "00000-0.latents.npy", "00000-0.memory.png", "00000-0.mp4"]  # of one finished video
+
+
 def call(main, monkeypatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
     main()
@@ -50,7 +53,7 @@ def test_tinyworld_generates_through_its_launcher(tmp_path):
     out, err = run.communicate()
     assert run.returncode == 0, err
     assert "block 8/8" in out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000-0.json", "00000-0.memory.png", "00000-0.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     video = iio.imread(tmp_path / "00000-0.mp4")
     record = json.loads((tmp_path / "00000-0.json").read_text())
     assert len(video) == record["frames"] == 1 + 4 * 23
@@ -158,13 +161,13 @@ def test_a_killed_run_leaves_nothing_that_looks_finished_and_resumes(config, tmp
         [sys.executable, "inference.py", config, f"output_folder={tmp_path}", "num_output_frames=240"],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
     )  # fmt: skip
-    while not list(tmp_path.glob(".*.partial.mp4")) and run.poll() is None:
+    while not list(tmp_path.glob(".*.making/.*.partial.mp4")) and run.poll() is None:
         time.sleep(0.05)  # until the first video is being written
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert not list(tmp_path.glob("[!.]*"))
     call(inference.main, monkeypatch, config, f"output_folder={tmp_path}", "inference_iter=1")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000-0.json", "00000-0.memory.png", "00000-0.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
 def test_a_corpus_is_the_same_for_any_number_of_processes_and_after_an_interruption(config, tmp_path, monkeypatch):

@@ -21,7 +21,8 @@ from pipeline.plain import PlainCache
 from pipeline.policies import RetrievedMemory
 from pipeline.retrieval import Retrieval
 from tests.close import assert_close
-from tests.test_context import compressed, memories, rollings, windows
+from tests.dense import DenseCache
+from tests.test_context import compressed, memories, merging, reencoded, rollings, windows
 
 BATCH = 2
 SHAPE = FrameShape(batch=BATCH, layers=2, rows=3, columns=2, heads=2, head_dim=12)
@@ -78,31 +79,45 @@ def projections(block: int, generator: torch.Generator, dtype: torch.dtype = tor
 @pytest.mark.parametrize("dtype, roundings", [(torch.float32, 30), (torch.bfloat16, 2)])
 @settings(max_examples=40)
 @given(
-    st.one_of(windows, memories, pooling, rollings, compressed),
+    st.one_of(windows, memories, pooling, rollings, compressed, reencoded),
     st.sampled_from(sorted(COMMIT_RULES)),
     st.randoms(use_true_random=False),
 )
 def test_the_cache_equals_the_plain_way_for_any_policy(dtype, roundings, policy, rule, random):
     """Queries to the last bit; attention within the type's rounding, as its order of keys differs."""
-    policy = replace(
-        policy, commit_rule=rule, commit_frames=policy.block + 1 if policy.local_size > policy.block else policy.block
-    )
+    if not policy.encoded_frames:  # which has a commit of its own
+        frames = policy.block + 1 if policy.local_size > policy.block else policy.block
+        policy = replace(policy, commit_rule=rule, commit_frames=frames)
+    require_equal(policy, 12, random, dtype, roundings)
+
+
+@settings(max_examples=12)
+@given(merging(), st.sampled_from(sorted(COMMIT_RULES)), st.randoms(use_true_random=False))
+def test_merged_frames_equal_their_equations_over_all_frames(policy, rule, random):
+    policy = replace(policy, commit_rule=rule, commit_frames=policy.block)
+    require_equal(policy, 3 + policy.local_attn_size // policy.block, random, torch.float32, 60)
+
+
+def require_equal(policy: ContextPolicy, blocks: int, random: Random, dtype: torch.dtype, roundings: int) -> None:
+    """Hold the cache to the dense way, forward by forward; frames are retrieved at random."""
     cache = KVCache(SHAPE, policy, banked(3, 200, dtype=dtype), dtype=dtype)
-    plain = PlainCache(SHAPE)
+    plain = DenseCache(SHAPE, policy)
     generator = torch.Generator().manual_seed(0)
-    for start in range(0, 12 * policy.block, policy.block):
+    for start in range(0, blocks * policy.block, policy.block):
         candidates = list(policy.candidates(start))
         count = min(policy.memory_size, len(candidates))
         retrieved = [random.sample(candidates, count) for _ in range(BATCH)] if count else []
         if retrieved and random.random() < 0.5:
             cache.prefetch(retrieved)  # ahead of time, as a generation does
+        forwards = []
+        for again in policy.before(start):
+            forwards.append(lambda context, again=again: context.commit(again))
         plan = policy.plan(start, retrieved)
-        for context in (cache, plain):
-            context.begin(plan)
-        for forward in range(2):
-            if forward == 1:
-                for context in (cache, plain):
-                    context.commit(policy.commit(plan))
+        forwards.append(lambda context, plan=plan: context.begin(plan))
+        forwards.append(lambda context, plan=plan: context.commit(policy.commit(plan)))
+        for prepare in forwards:
+            for context in (cache, plain):
+                prepare(context)
             for layer in range(SHAPE.layers):
                 q, k, v = projections(policy.block, generator, dtype)
                 ours, theirs = cache.update(layer, q, k, v), plain.update(layer, q, k, v)

@@ -1,6 +1,7 @@
 """tinyworld's training: teacher forcing equals the cache, every stage runs, resumes and stays on its device."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import generate_latent
+from ae import train as encoder_train
 from pipeline.config import load_config
 from pipeline.frames import FrameShape
 from pipeline.plain import PlainCache
 from pipeline.policies import SlidingWindow
 from tests.close import assert_close
 from tests.miniature import ROUNDINGS
-from tinyworld import report
+from tinyworld import films, report
 from tinyworld import train as tinyworld_train
 from tinyworld.train import CONFIG, train
 from tinyworld.training import backbone, contexts, fewstep
@@ -107,9 +110,9 @@ def small(folder: Path) -> list[str]:
     stages = "[{steps: 2, frames: 1, batch: 2}, {steps: 2, frames: 5, batch: 1}]"
     return [
         f"work={folder / 'work'}", f"export={folder / 'export'}", "threads=1", "world.scenes=2", "world.held_out=2",
-        "world.shown=[1]", "vae.base_dim=8", "vae.check_clips=1", f"vae.stages={stages}", "latents.clips=2",
+        "world.shown=[1]", "vae.base_dim=4", "vae.check_clips=1", f"vae.stages={stages}", "latents.clips=2",
         "latents.starts=2", "backbone.dim=24", "backbone.ffn_dim=32", "backbone.num_layers=1", "backbone.num_heads=2",
-        "backbone.text_dim=16", "backbone.steps=2", "backbone.batch=1", "backbone.start_batch=1", "backbone.copies=1",
+        "backbone.text_dim=16", "backbone.steps=4", "backbone.batch=1", "backbone.start_batch=1", "backbone.copies=1",
         "backbone.warmup=1", "backbone.frames=24", "latents.frames=24", "latents.start_frames=3",
         "backbone.start_blocks=1", "fewstep.start_blocks=1", "fewstep.steps=2", "fewstep.copies=1",
         "fewstep.start_batch=1",
@@ -119,19 +122,44 @@ def small(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_every_stage_of_the_training_runs_and_a_second_run_repeats_nothing(tmp_path):
-    settings = load_settings(TrainSettings, CONFIG, small(tmp_path))
-    train(settings)
-    weights = tmp_path / "export/checkpoints/tinyworld.safetensors"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a whole training, once for all tests: they copy it before they change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(load_settings(TrainSettings, CONFIG, small(folder)))
+    return folder
+
+
+@pytest.fixture
+def copied(trained, tmp_path, monkeypatch) -> Path:
+    """A copy of that folder, in which trainings go on, without contact sheets and the retrieval encoder."""
+    for name in ("draw_starts", "train_encoder"):
+        monkeypatch.setattr(tinyworld_train, name, lambda *given: None)
+    monkeypatch.setattr(films, "reconstruct", lambda codec, video: video)
+    return shutil.copytree(trained, tmp_path / "copied")
+
+
+def in_this_process(module: str, *arguments: str) -> None:
+    """What `tinyworld.train.run_module` does, without another start of Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [module, *arguments])
+        {"generate_latent": generate_latent, "ae.train": encoder_train}[module].main()
+
+
+def test_every_stage_of_the_training_runs_and_a_second_run_repeats_nothing(trained, monkeypatch):
+    weights = trained / "export/checkpoints/tinyworld.safetensors"
     first = weights.read_bytes()
-    assert len((tmp_path / "export/checkpoints/tinyworld_prompts.txt").read_text().splitlines()) == 2
+    assert len((trained / "export/checkpoints/tinyworld_prompts.txt").read_text().splitlines()) == 2
     sheets = {f"{name}_sheet.png" for name in ("vae", "backbone", "fewstep")}
-    assert sheets <= {path.name for path in (tmp_path / "work").iterdir()}
-    encoder = tmp_path / "export/checkpoints/tinyworld_ae.safetensors"
-    trained = load_file(encoder)
-    train(settings)
+    assert sheets <= {path.name for path in (trained / "work").iterdir()}
+    encoder = trained / "export/checkpoints/tinyworld_ae.safetensors"
+    learned = load_file(encoder)
+    monkeypatch.setattr(tinyworld_train, "run_module", in_this_process)
+    monkeypatch.setattr(tinyworld_train, "draw_starts", lambda *given: None)
+    monkeypatch.setattr(films, "reconstruct", lambda codec, video: video)  # sheets are drawn each time
+    train(load_settings(TrainSettings, CONFIG, small(trained)))
     assert weights.read_bytes() == first
-    assert all(tensor.equal(trained[name]) for name, tensor in load_file(encoder).items())
+    assert all(tensor.equal(learned[name]) for name, tensor in load_file(encoder).items())
 
 
 @pytest.mark.parametrize("wrong", ["latents.frames=45", "latents.start_frames=9"])
@@ -176,18 +204,10 @@ def test_a_bfloat16_layer_has_the_weights_of_the_layer_that_it_replaces():
     assert weight.grad.abs().sum() > 0
 
 
-@pytest.fixture
-def no_encoder(monkeypatch):
-    """The trainings of a test end before the retrieval encoder."""
-    monkeypatch.setattr("tinyworld.train.train_encoder", lambda *given: None)
-
-
-@pytest.mark.usefixtures("no_encoder")
-def test_states_of_other_settings_are_refused_and_a_longer_codec_refuses_the_latents_of_the_shorter(tmp_path):
+def test_states_of_other_settings_are_refused_and_a_longer_codec_refuses_the_latents_of_the_shorter(copied):
     def again(*overrides: str) -> None:
-        train(load_settings(TrainSettings, CONFIG, [*small(tmp_path), *overrides]))
+        train(load_settings(TrainSettings, CONFIG, [*small(copied), *overrides]))
 
-    again()
     with pytest.raises(
         UserError, match=r"fewstep.pt was made with other fewstep.guidance; delete fewstep.pt in .*work"
     ):
@@ -200,23 +220,22 @@ def test_states_of_other_settings_are_refused_and_a_longer_codec_refuses_the_lat
         again("world.scenes=3")
     with pytest.raises(UserError, match=r"long.pt was made with other codec; delete long.pt, short.pt, backbone.pt"):
         again("vae.stages=[{steps: 2, frames: 1, batch: 2}, {steps: 2, frames: 5, batch: 1}, {steps: 1, frames: 5}]")
-    state = torch.load(tmp_path / "work/vae.pt", weights_only=True)
+    state = torch.load(copied / "work/vae.pt", weights_only=True)
     assert state["steps"] == 5
     del state["about"]
-    torch.save(state, tmp_path / "work/vae.pt")
+    torch.save(state, copied / "work/vae.pt")
     with pytest.raises(UserError, match="settings, which it does not tell; delete vae"):
         again()
-    whole = (tmp_path / "work/vae.pt").read_bytes()
+    whole = (copied / "work/vae.pt").read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], b"no state"):
-        (tmp_path / "work/vae.pt").write_bytes(damaged)
+        (copied / "work/vae.pt").write_bytes(damaged)
         with pytest.raises(UserError, match=r"vae.pt is damaged; delete vae.pt, long.pt"):
             again()
 
 
-@pytest.mark.usefixtures("no_encoder")
-def test_the_report_judges_trained_weights_and_draws_the_sheet(tmp_path, monkeypatch, capsys):
-    train(load_settings(TrainSettings, CONFIG, small(tmp_path)))
-    export, folder = tmp_path / "export", tmp_path / "report"
+def test_the_report_judges_trained_weights_and_draws_the_sheet(trained, tmp_path, monkeypatch, capsys):
+    export = trained / "export"
+    folder = tmp_path / "report"
     told = [
         f"model_root={export / 'wan_models'}", f"generator_ckpt={export / 'checkpoints/tinyworld.safetensors'}",
         f"folder={folder}", "steps=[1000]", "clips=2", "short_frames=3", "long_clips=1", "long_frames=3",
@@ -232,7 +251,8 @@ def test_the_report_judges_trained_weights_and_draws_the_sheet(tmp_path, monkeyp
 
 @pytest.mark.parametrize("kind", range(len(backbone.STEPS)))
 def test_a_step_stays_on_the_device_that_its_latents_are_on(kind):
-    settings = dataclasses.replace(TINY, kinds=[float(kind == other) for other in range(len(backbone.STEPS))])
+    kinds = [float(kind == other) for other in range(len(backbone.STEPS))]
+    settings = dataclasses.replace(TINY, kinds=kinds, num_layers=1)
     rng = np.random.default_rng(0)
     with FakeTensorMode(allow_non_fake_inputs=True):  # refuses operations across devices, and needs none
         with torch.device("meta"):
@@ -247,13 +267,11 @@ def test_a_step_stays_on_the_device_that_its_latents_are_on(kind):
         assert {x.device.type for x in (loss, context, *(p.grad for p in model.parameters()))} == {"meta"}
 
 
-@pytest.mark.usefixtures("no_encoder")
-def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch):
-    settings = load_settings(TrainSettings, CONFIG, [*small(tmp_path), "backbone.steps=4"])
-    train(settings)
-    weights = tmp_path / "export/checkpoints/tinyworld.safetensors"
+def test_a_training_that_was_cut_off_ends_as_one_that_was_not(copied, monkeypatch):
+    settings = load_settings(TrainSettings, CONFIG, small(copied))
+    weights = copied / "export/checkpoints/tinyworld.safetensors"
     uninterrupted = weights.read_bytes()
-    for leftover in (weights, tmp_path / "work/backbone.pt", tmp_path / "work/fewstep.pt"):
+    for leftover in (weights, copied / "work/backbone.pt", copied / "work/fewstep.pt"):
         leftover.unlink()
 
     steps = iter(range(3))

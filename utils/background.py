@@ -10,18 +10,28 @@ class Background:
     """One thread that calls `start`, then does what it is given in order; the giver waits when `depth` pieces wait.
 
     Used as a context manager: leaving it waits for the rest, and an error in a piece is raised at
-    the next `do` or on leaving.
+    the next `do` or on leaving. What comes after a piece that failed is not done.
     """
 
     def __init__(self, start: Callable[[], None] | None = None, depth: int = 2) -> None:
         self.depth = depth
+        self.failed = False
         self.pool = ThreadPoolExecutor(1, initializer=start)
         self.pending: deque[Future] = deque()
 
     def do(self, work: Callable[..., None], *arguments: Any) -> None:
         while len(self.pending) >= self.depth:
             self.pending.popleft().result()
-        self.pending.append(self.pool.submit(work, *arguments))
+        self.pending.append(self.pool.submit(self._run, work, arguments))
+
+    def _run(self, work: Callable[..., None], arguments: tuple) -> None:
+        if self.failed:
+            return
+        try:
+            work(*arguments)
+        except BaseException:
+            self.failed = True
+            raise
 
     def __enter__(self) -> "Background":
         return self

@@ -95,16 +95,18 @@ choose_config() {
 
 # launch MODULE [arguments]: one process for each GPU that $GPU names ("0", "0,1", "GPU-...", "MIG-..."), else
 # $CUDA_VISIBLE_DEVICES, else of the machine; one CPU process without any. $NGPU sets the number itself.
-# $NNODES, $NODE_RANK, $MASTER_ADDR and $PORT join several machines.
+# $GPUS_PER_VIDEO processes make one video together. $NNODES, $NODE_RANK, $MASTER_ADDR and $PORT join several machines.
 launch() {
-    local processes=1 commas
+    local processes=${GPUS_PER_VIDEO:-1} commas
+    [[ -z ${GPUS_PER_VIDEO:-} || $1 == inference || $1 == generate_latent ]] ||
+        die "GPUS_PER_VIDEO is for inference.sh and generate_latent.sh; unset it"
     export GPU=${GPU:-${GPUS:-}}
     [ -n "$GPU" ] && export CUDA_VISIBLE_DEVICES=$GPU
-    if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
         commas=${CUDA_VISIBLE_DEVICES//[^,]/}
         processes=$((${#commas} + 1))
-    elif command -v nvidia-smi >/dev/null; then
-        processes=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || processes=1
+    elif [ -z "${CUDA_VISIBLE_DEVICES+set}" ] && command -v nvidia-smi >/dev/null; then
+        processes=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || processes=${GPUS_PER_VIDEO:-1}
     fi
     exec python -m utils.launch --nproc-per-node "${NGPU:-$processes}" "$@"
 }

@@ -13,11 +13,17 @@ from utils.stop import stop
 REPORT = "please report it with what DEBUG=1 prints, among the project's issues"
 # Loggers that warn of torchao's optional kernels wherever it is installed, whether or not a run uses it.
 CHATTER = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
+LOST = "error: a process that this one works with has ended, on another machine; the same command goes on"
+LOST_STATUS = 3  # of a process that ended for no reason of its own
 to_launcher: list[int] = []  # the pipe by which a process that `utils.launch` started hands over its last line
 
 
 class UserError(Exception):
     """Bad input: one line that names the value, the file and the remedy."""
+
+
+class LostPeer(Exception):
+    """Another process, without which this one cannot go on, has ended; that one says why."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -35,8 +41,8 @@ def first_line(error: Exception) -> str:
 def run(main: Callable[[], None]) -> None:
     """Run an entry point: whatever ends it is one line on stderr and an exit status.
 
-    Status 2 is a `UserError`, 130 or 143 a stop from outside, 1 anything else. `DEBUG=1` shows the traceback
-    as well. Of processes that a launcher started together, one says what several have to say.
+    Status 2 is a `UserError`, 130 or 143 a stop from outside, 3 the end of another process, 1 anything else. `DEBUG=1`
+    shows the traceback as well. Of processes that a launcher started together, one says what several have to say.
     """
     debug = os.environ.get("DEBUG") == "1"
     if not debug:
@@ -61,6 +67,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return stop.status, stop.line()
     if isinstance(error, UserError):
         return 2, f"error: {error}"
+    if isinstance(error, LostPeer):
+        return LOST_STATUS, LOST
     if isinstance(error, MemoryError):
         return 1, "error: the machine's memory is full; make less at once, or end what else runs"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

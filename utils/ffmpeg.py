@@ -91,6 +91,11 @@ def count_frames(path: Path) -> int:
     progress, said = reader.communicate()
     if reader.returncode != 0 or said.strip():
         raise UserError(f"{path} cannot be read to its end ({last_line(said)})")
+    return frames_in(progress)
+
+
+def frames_in(progress: bytes) -> int:
+    """The last count of frames in what `-progress` wrote."""
     frames = 0
     for line in progress.decode().splitlines():
         key, _, value = line.partition("=")

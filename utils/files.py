@@ -172,6 +172,18 @@ def require_writable(folder: str | Path, need_bytes: int = 0) -> Path:
     return folder
 
 
+@contextmanager
+def gone_if_empty(folder: Path) -> Iterator[None]:
+    """Take away again what is made of `folder` and those above it, where nothing came to lie in it."""
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in absent:
+            with suppress(OSError):  # it holds files, or was never made
+                path.rmdir()
+
+
 def _existing(folder: Path) -> Path:
     """The nearest folder above that is there, or `folder` itself."""
     folder = folder.absolute()

@@ -14,10 +14,12 @@ import subprocess
 import sys
 import time
 
-from utils.errors import UserError, run
+from utils.errors import LOST, LOST_STATUS, UserError, run
+from utils.processes import per_video, require_whole_groups, whole_number
 from utils.stop import Stopped, stop
 
 GRACE = 30.0  # seconds that a process has to end when it is told to
+LAST_WORDS = 3.0  # seconds that a process has to say why it ends when another one already lost it
 
 
 def main() -> None:
@@ -34,10 +36,12 @@ def rank_environments(processes: str) -> list[dict[str, str]]:
     Args:
         processes: how many, as typed.
     """
+    per_video()  # the number of processes may follow it, and is not to blame
     local = whole_number("NGPU", processes, 1)
     nodes = whole_number("NNODES", os.environ.get("NNODES") or "1", 1)
     node = whole_number("NODE_RANK", os.environ.get("NODE_RANK") or "0", 0, nodes - 1)
     port = whole_number("PORT", os.environ.get("PORT") or "29500", 1, 65535)
+    require_whole_groups(nodes * local)
     if nodes == 1:
         port = free_port()
     elif node == 0:
@@ -99,8 +103,13 @@ class Launch:
         return status
 
     def _wait(self) -> int:
-        """Until all are done, or one has failed and the others are ended."""
+        """Until all are done, or one has failed and the others are ended.
+
+        One that lost another has not failed of itself: the other may still be at its last words.
+        """
         left = list(self.workers)
+        lost: list[subprocess.Popen] = []
+        since = 0.0
         while left:
             self._print(wait=0.1)
             for worker in list(left):
@@ -108,12 +117,20 @@ class Launch:
                 if status is None:
                     continue
                 left.remove(worker)
-                if status != 0:
-                    return self._fail(worker, status)
+                if status == LOST_STATUS:
+                    lost.append(worker)
+                    since = time.monotonic()
+                elif status != 0:
+                    return self._fail(worker)
+            if lost and (not left or time.monotonic() - since > LAST_WORDS):
+                return self._fail(lost[0])
         return 0
 
-    def _fail(self, worker: subprocess.Popen, status: int) -> int:
+    def _fail(self, worker: subprocess.Popen) -> int:
+        status = worker.returncode
         self._print()
+        if status == LOST_STATUS:
+            self._say(LOST)
         if status < 0:
             self._say(killed(self.workers.index(worker), len(self.workers), -status))
             status = 128 - status
@@ -142,7 +159,7 @@ class Launch:
         *lines, self.unread = self.unread.split(b"\n")
         for line in lines:
             text = line.decode(errors="replace")
-            if hide is None or not text.startswith(hide):
+            if text != LOST and (hide is None or not text.startswith(hide)):
                 self._say(text)
 
     def _say(self, line: str) -> None:
@@ -161,16 +178,6 @@ def killed(process: int, processes: int, number: int) -> str:
         why = "most likely because the machine's memory ran out; make less at once, or start fewer processes with NGPU="
         return f"error: {who} was killed ({name}), {why}"
     return f"error: {who} was ended by {name}; please report it among the project's issues"
-
-
-def whole_number(name: str, text: str, least: int, most: int | None = None) -> int:
-    """A number from the environment, or a `UserError` that names its variable."""
-    words = f"a whole number of {least} or more"
-    if most is not None:
-        words = f"a whole number from {least} to {most}"
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least or (most is not None and int(text) > most):
-        raise UserError(f"{name}={text} is not {words}")
-    return int(text)
 
 
 def check_gpus(gpus: str) -> None:

@@ -3,6 +3,8 @@
 import shutil
 import signal
 import subprocess
+import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from utils import ffmpeg
 from utils.errors import UserError
-from utils.files import FULL_BELOW, NO_ROOM_REMEDY, publish, write_fault
+from utils.files import FULL_BELOW, NO_ROOM_REMEDY, atomic, publish, write_fault
 from utils.temporary import create_temporary
 
 
@@ -112,3 +114,31 @@ class VideoWriter:
             reason = f"the encoder stopped with status {status} ({ffmpeg.last_line(said)}); start again"
         self.discard()
         return UserError(f"cannot write {self.path}: {reason}")
+
+
+def join_videos(parts: Sequence[Path], target: Path, frames: int) -> None:
+    """Join finished videos of one kind into `target`, one after another, without encoding anew; atomically.
+
+    Args:
+        frames: of all together.
+
+    Raises:
+        UserError: it cannot be written, or has another number of frames.
+    """
+    with atomic(target) as temporary, tempfile.TemporaryDirectory() as folder:
+        listed = Path(folder) / "parts.txt"
+        lines = []
+        for part in parts:
+            quoted = str(part.resolve()).replace("'", r"'\''")
+            lines.append(f"file '{quoted}'\n")
+        listed.write_text("".join(lines), encoding="utf-8")
+        source = ["-f", "concat", "-safe", "0", "-i", ffmpeg.url(listed)]
+        arguments = [*source, "-c", "copy", "-movflags", "+faststart", "-f", "mp4", ffmpeg.url(temporary)]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        joiner = ffmpeg.start(arguments, **pipes)
+        _, said = joiner.communicate()
+        if joiner.returncode != 0:
+            raise UserError(f"cannot write {target}: its parts cannot be joined ({ffmpeg.last_line(said)})")
+        counted = ffmpeg.count_frames(temporary)
+        if counted != frames:
+            raise UserError(f"cannot write {target}: {counted} of {frames} frames are in the joined file; start again")

@@ -4,6 +4,7 @@ The model holds weights only. What a block attends to beside itself is the busin
 `Context` it is called with; names of modules are those of every published checkpoint.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -13,8 +14,10 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import nn
+from torch.nn import functional as F
 
 from wan.attention import NATIVE, attention, find_backend
+from wan.exchange import ALONE, Exchange
 from wan.params import WanParams
 
 TextKV = Sequence[tuple[torch.Tensor, torch.Tensor]]  # per layer: k and v, [B, text_len, heads, head_dim]
@@ -35,7 +38,10 @@ class Context(Protocol):
     """Assembles what the self-attention of each layer sees."""
 
     def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
-        """Take in a layer's unrotated q, k, v [B, T, heads, head_dim] of this forward; give what it attends to."""
+        """Take in a layer's unrotated q, k, v [B, T, heads, head_dim] of this forward; give what it attends to.
+
+        Where processes share a video, the heads are this process's own.
+        """
 
 
 class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -60,12 +66,13 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         eps: float = WanParams.eps,
     ) -> None:
         super().__init__()
-        self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_embedding = PatchEmbedding(in_dim, dim, kernel_size=patch_size, stride=patch_size)
         self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(dim, ffn_dim, num_heads, eps) for _ in range(num_layers))
         self.head = Head(dim, out_dim * patch_size[0] * patch_size[1] * patch_size[2], eps)
+        self.exchange = ALONE
 
     @property
     def params(self) -> WanParams:
@@ -77,13 +84,32 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if isinstance(module, Attention):
                 module.backend = find_backend(backend)
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What it computes in; ModelMixin's `dtype` looks through all parameters each time it is asked."""
+        return self.patch_embedding.weight.dtype
+
+    def fuse_projections(self) -> None:
+        """Compute q, k and v of each self-attention in one product, where they are plain linears.
+
+        The weights keep their names. What replaces a weight, as loading or adding a LoRA does, comes before.
+        """
+        for block in self.blocks:
+            block.self_attn.fuse()
+
+    def share(self, exchange: Exchange) -> None:
+        """Compute every forward together with other processes, which are given the same x, t and text."""
+        self.exchange = exchange
+        for block in self.blocks:
+            block.self_attn.exchange = exchange
+
     def encode_text(self, prompt_embeds: torch.Tensor) -> TextKV:
         """Cross-attention keys and values of all layers; they serve every forward of a prompt.
 
         Args:
             prompt_embeds: [B, text_len, text_dim], zero beyond the prompt's length (attended all the same).
         """
-        text = self.text_embedding(prompt_embeds.to(self.dtype))  # [B, text_len, dim]
+        text = self.text_embedding(prompt_embeds.to(self.compute_dtype))  # [B, text_len, dim]
         return [block.cross_attn.project_text(text) for block in self.blocks]
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, text: TextKV, context: Context) -> torch.Tensor:
@@ -98,18 +124,28 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Returns:
             [B, F, C, H, W]
         """
+        assert t.shape[1] == 1 or self.exchange.count == 1, "a process's tokens are no whole frames"
         frames, height, width = x.shape[1], x.shape[3], x.shape[4]
+        dtype = self.compute_dtype
         _, ph, pw = self.config.patch_size
-        x = self.patch_embedding(rearrange(x.to(self.dtype), "b f c h w -> b c f h w"))
-        x = rearrange(x, "b d f h w -> b (f h w) d")
-        e = self.time_embedding(timestep_embedding(t, self.config.freq_dim).to(self.dtype))  # [B, F or 1, dim]
+        x = self.exchange.split(self.patch_embedding(x.to(dtype)))
+        e = self.time_embedding(timestep_embedding(t, self.config.freq_dim).to(dtype))  # [B, F or 1, dim]
         e0 = rearrange(self.time_projection(e), "b f (six d) -> six b f 1 d", six=6)
         for layer, block in enumerate(self.blocks):
             x = block(x, e0, text[layer], context, layer)
-        x = self.head(x, e)
+        x = self.exchange.join(self.head(x, e))
         return rearrange(
             x, "b (f h w) (p q c) -> b f c (h p) (w q)", f=frames, h=height // ph, w=width // pw, p=ph, q=pw
         )
+
+
+class PatchEmbedding(nn.Conv3d):
+    """Latents [B, F, C, H, W] to tokens [B, T, dim]: patches do not overlap, so the convolution is one product."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pf, ph, pw = self.kernel_size
+        patches = rearrange(x, "b (f o) c (h p) (w q) -> b (f h w) (c o p q)", o=pf, p=ph, q=pw)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
 class Block(nn.Module):
@@ -122,7 +158,7 @@ class Block(nn.Module):
         self.norm3 = nn.LayerNorm(dim, eps)
         self.cross_attn = CrossAttention(dim, num_heads, eps)
         self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU("tanh"), nn.Linear(ffn_dim, dim))
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), TanhGELU(), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(
@@ -130,9 +166,25 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         # x [B, T, dim], e0 [6, B, F or 1, 1, dim]
         shift1, scale1, gate1, shift2, scale2, gate2 = e0 + rearrange(self.modulation, "1 six d -> six 1 1 1 d")
-        x = gated(x, self.self_attn(modulated(self.norm1(x), shift1, scale1), context, layer), gate1)
+        x = gated(x, self.self_attn(modulated(self.norm1, x, shift1, scale1), context, layer), gate1)
         x = x + self.cross_attn(self.norm3(x), *text)
-        return gated(x, self.ffn(modulated(self.norm2(x), shift2, scale2)), gate2)
+        return gated(x, self.ffn(modulated(self.norm2, x, shift2, scale2)), gate2)
+
+
+class TanhGELU(nn.Module):
+    """GELU in its tanh form, 0.5 x (1 + tanh(u)), for u = sqrt(2 / pi) (x + 0.044715 x^3).
+
+    A CPU without gradients computes the same number as x * sigmoid(2u), which its vector units do in half the time.
+    """
+
+    CUBIC = 2 * math.sqrt(2 / math.pi) * 0.044715
+    LINEAR = 2 * math.sqrt(2 / math.pi)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+            return F.gelu(x, approximate="tanh")
+        u = x * x
+        return u.mul_(self.CUBIC).add_(self.LINEAR).mul_(x).sigmoid_().mul_(x)
 
 
 class Attention(nn.Module):
@@ -154,12 +206,51 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
+    """Attention of a block's tokens to its context.
+
+    Attributes:
+        fused: weight and bias of q, k and v together, in the memory of their own; None: three products.
+    """
+
+    exchange = ALONE
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__(dim, num_heads, eps)
+        self.fused: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def fuse(self) -> None:
+        """See `CausalWanModel.fuse_projections`."""
+        linears = (self.q, self.k, self.v)
+        for linear in linears:
+            if type(linear) is not nn.Linear or type(linear.weight.data) is not torch.Tensor:
+                return
+        weight = torch.cat([linear.weight.data for linear in linears])
+        bias = torch.cat([linear.bias.data for linear in linears])
+        for place, linear in enumerate(linears):
+            rows = slice(place * linear.out_features, (place + 1) * linear.out_features)
+            linear.weight.data = weight[rows]
+            linear.bias.data = bias[rows]
+        self.fused = (weight, bias)
+
+    def _apply(self, *arguments, **keywords) -> nn.Module:
+        """Move or cast the weights, as `to` does; each then has memory of its own."""
+        super()._apply(*arguments, **keywords)
+        if self.fused is not None:
+            self.fuse()
+        return self
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of the tokens [B, T, dim], each [B, T, heads, head_dim]."""
+        if self.fused is None:
+            q, k, v = self.q(x), self.k(x), self.v(x)
+        else:
+            q, k, v = F.linear(x, *self.fused).chunk(3, dim=-1)
+        return self.heads(self.norm_q(q)), self.heads(self.norm_k(k)), self.heads(v)
+
     def forward(self, x: torch.Tensor, context: Context, layer: int) -> torch.Tensor:
-        q = self.heads(self.norm_q(self.q(x)))
-        k = self.heads(self.norm_k(self.k(x)))
-        v = self.heads(self.v(x))
-        q, keys, values = context.update(layer, q, k, v)
-        return self.o(attention(q, keys, values, self.backend).reshape(x.shape))
+        q, k, v = self.exchange.to_heads(*self.project(x))  # all tokens of some heads, or all heads
+        attended = attention(*context.update(layer, q, k, v), self.backend).reshape(q.shape)
+        return self.o(self.exchange.to_tokens(attended).flatten(2))
 
 
 class CrossAttention(Attention):
@@ -180,17 +271,24 @@ class Head(nn.Module):
     def forward(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         # x [B, T, dim], e [B, F or 1, dim]
         shift, scale = rearrange(e, "b f d -> 1 b f 1 d") + rearrange(self.modulation, "1 two d -> two 1 1 1 d")
-        return self.head(modulated(self.norm(x), shift, scale))
+        return self.head(modulated(self.norm, x, shift, scale))
 
 
-def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x [B, T, dim] * (1 + scale) + shift, both [B, F, 1, dim] over the tokens of their frame."""
-    return (x.unflatten(1, (shift.shape[1], -1)) * (1 + scale) + shift).flatten(1, 2)
+def modulated(norm: nn.LayerNorm, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """norm(x) * (1 + scale) + shift for x [B, T, dim]; scale and shift are [B, F, 1, dim], over a frame's tokens.
+
+    One scale and shift for all tokens are what a layer norm's own weight and bias are: one pass over x, not three.
+    """
+    if shift.numel() == x.shape[-1]:
+        return F.layer_norm(x, norm.normalized_shape, 1 + scale.flatten(), shift.flatten(), norm.eps)
+    x = norm(x).unflatten(1, (shift.shape[1], -1))
+    return torch.addcmul(shift, x, 1 + scale).flatten(1, 2)
 
 
 def gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """x + gate * y with gate [B, F, 1, dim] over the tokens of their frame."""
-    return x + (y.unflatten(1, (gate.shape[1], -1)) * gate).flatten(1, 2)
+    frames = (gate.shape[1], -1)
+    return torch.addcmul(x.unflatten(1, frames), y.unflatten(1, frames), gate).flatten(1, 2)
 
 
 def timestep_embedding(t: torch.Tensor, dim: int) -> torch.Tensor:

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange, repeat
 
-Table = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each [T, 1, head_dim / 2] in float32
+# Of each token and pair of channels cos + i sin of its angle, [T, 1, head_dim / 2] in complex64: a pair that is read
+# as a complex number too is rotated by one product.
+Table = torch.Tensor
 
 
 def rope_table(
     frames: Sequence[int], height: int, width: int, head_dim: int, device: torch.device | str = "cpu", pool: int = 1
 ) -> Table:
-    """Cosines and sines for the tokens of latent frames at the given temporal positions.
+    """Rotations of the tokens of latent frames at the given temporal positions.
+
+    The few angles of each axis are made on the host; a GPU gets them without a wait.
 
     Args:
         frames: temporal position of each latent frame, any integers, any order.
@@ -20,21 +23,29 @@ def rope_table(
         pool: each token stands for the mean of pool x pool tokens, and sits in their middle.
 
     Returns:
-        cos, sin, each [len(frames) * tokens of a frame, 1, head_dim / 2]
+        [len(frames) * tokens of a frame, 1, head_dim / 2]
     """
     side = 2 * (head_dim // 6)
-    rows, columns = middles(height, pool), middles(width, pool)
-    f, h, w = len(frames), len(rows), len(columns)
-    angles = torch.cat(
-        [
-            repeat(_angles(frames, head_dim - 2 * side, device), "f d -> (f h w) d", h=h, w=w),
-            repeat(_angles(rows, side, device), "h d -> (f h w) d", f=f, w=w),
-            repeat(_angles(columns, side, device), "w d -> (f h w) d", f=f, h=h),
-        ],
-        dim=-1,
-    )
-    angles = rearrange(angles, "t d -> t 1 d")
-    return angles.cos().float(), angles.sin().float()
+    axes = [
+        _turns(frames, head_dim - 2 * side),
+        _turns(middles(height, pool), side),
+        _turns(middles(width, pool), side),
+    ]
+    sizes = [len(axis) for axis in axes]
+    packed = torch.cat([axis.flatten() for axis in axes])
+    if torch.device(device).type == "cuda":
+        packed = packed.pin_memory()  # the copy runs beside the host
+    packed = packed.to(device, non_blocking=True)
+    table = torch.empty(*sizes, head_dim // 2, dtype=torch.complex64, device=device)
+    first = channel = 0
+    for place, axis in enumerate(axes):
+        shape = [1, 1, 1, axis.shape[1]]
+        shape[place] = len(axis)
+        values = packed[first : first + axis.numel()].view(shape)
+        table[..., channel : channel + axis.shape[1]] = values
+        first += axis.numel()
+        channel += axis.shape[1]
+    return table.view(-1, 1, head_dim // 2)
 
 
 def middles(length: int, pool: int) -> list[float]:
@@ -47,19 +58,29 @@ def middles(length: int, pool: int) -> list[float]:
 
 
 def rotate(x: torch.Tensor, table: Table) -> torch.Tensor:
-    """Rotate channel pairs (2i, 2i + 1) of `x` [..., T, heads, head_dim] by the table's angles.
+    """Rotate channel pairs (2i, 2i + 1) of `x` [..., T, heads, head_dim] by the table's angles, in float32.
 
     The table's leading dimensions broadcast against those of `x`.
     """
-    cos, sin = table
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+    return torch.view_as_real(pairs(x.float()) * table).flatten(-2).type_as(x)
 
 
-def _angles(
-    positions: Sequence[float], channels: int, device: torch.device | str, theta: float = 10000.0
-) -> torch.Tensor:
-    """[len(positions), channels / 2] angles in float64: position * theta^(-2i / channels)."""
-    position = torch.tensor(list(positions), dtype=torch.float64, device=device)
-    exponent = torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels
-    return torch.outer(position, theta**-exponent)
+def rotate_into(out: torch.Tensor, x: torch.Tensor, table: Table) -> None:
+    """The same, written to `out`, a tensor of the shape of `x`."""
+    if out.dtype == x.dtype == torch.float32:
+        torch.mul(pairs(x), table, out=pairs(out))
+    else:
+        out.copy_(rotate(x, table))
+
+
+def pairs(x: torch.Tensor) -> torch.Tensor:
+    """Channel pairs of float32 numbers [..., 2n] as complex numbers [..., n], in the same memory."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def _turns(positions: Sequence[float], channels: int, theta: float = 10000.0) -> torch.Tensor:
+    """[len(positions), channels / 2] cos + i sin of the angles position * theta^(-2i / channels), in float64 first."""
+    position = torch.tensor(list(positions), dtype=torch.float64)
+    exponent = torch.arange(0, channels, 2, dtype=torch.float64) / channels
+    angles = torch.outer(position, theta**-exponent)
+    return torch.complex(angles.cos().float(), angles.sin().float())

@@ -5,7 +5,7 @@ Its convolutions are over space only; each `MemBlock` also sees its own input on
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -113,6 +113,20 @@ class StreamingTAEHV:
         video = torch.cat(frames, dim=1)[:, self.trim :]
         self.trim = 0
         return video.clamp(0, 1) * 2 - 1
+
+    def state(self, sample: int) -> dict[str, torch.Tensor | int]:
+        """As `wan.vae.StreamingDecoder.state`."""
+        kept: dict[str, torch.Tensor | int] = {"trim": self.trim}
+        for layer, past in self.past.items():
+            kept[str(layer)] = past[sample : sample + 1].cpu().clone()
+        return kept
+
+    def restore(self, states: Sequence[Mapping[str, torch.Tensor | int]]) -> None:
+        """As `wan.vae.StreamingDecoder.restore`."""
+        self.trim = states[0]["trim"]
+        device = self.vae.decoder[CONV_IN].weight.device
+        for name in states[0].keys() - {"trim"}:
+            self.past[int(name)] = torch.cat([state[name] for state in states]).to(device)
 
     def _decode(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, h, w] to [B, T, 3, H, W]; within, frames are folded into the batch."""

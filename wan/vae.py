@@ -1,6 +1,6 @@
 """The Wan video autoencoder (diffusers' AutoencoderKLWan): loading, and encoding and decoding as streams."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -147,3 +147,25 @@ class StreamingDecoder:
         if self.vae.config.patch_size is not None:
             video = unpatchify(video, self.vae.config.patch_size)
         return rearrange(video.clamp(-1, 1), "b c t h w -> b t c h w")
+
+    def state(self, sample: int) -> dict[str, torch.Tensor | str | bool]:
+        """What one sample of the batch leaves for its next latent frames, on the CPU."""
+        kept: dict[str, torch.Tensor | str | bool] = {"first": self.first}
+        for place, past in enumerate(self.past):
+            if past is not None:
+                kept[str(place)] = past[sample : sample + 1].cpu().clone() if isinstance(past, torch.Tensor) else past
+        return kept
+
+    def restore(self, states: Sequence[Mapping[str, torch.Tensor | str | bool]]) -> None:
+        """Go on where the samples of a batch were, each with a `state` of its own."""
+        self.first = states[0]["first"]
+        for place in range(len(self.past)):
+            if str(place) in states[0]:
+                self.past[place] = batched([state[str(place)] for state in states], self.vae.device)
+
+
+def batched(parts: Sequence[torch.Tensor | str], device: torch.device) -> torch.Tensor | str:
+    """One value of a decoder's state for a whole batch; a mark that is no tensor is the same in all samples."""
+    if not isinstance(parts[0], torch.Tensor):
+        return parts[0]
+    return torch.cat(list(parts)).to(device)

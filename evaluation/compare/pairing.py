@@ -102,6 +102,8 @@ def fill(method: Method) -> list[Problem]:
 def list_videos(path: Path) -> tuple[list[Path], list[Problem]]:
     """The videos of a folder, or the one at `path`, and the files that look like videos but are left out."""
     if path.is_file():
+        if path.suffix and path.suffix.lower() not in (*SUFFIXES, *OTHER_SUFFIXES):
+            raise UserError(f"{path} is no video ({', '.join(SUFFIXES)}); {WANTED}")
         return [path], []
     try:
         files = sorted(path.iterdir())

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.arguments import Parser
+from utils.command_line import Parser
 from utils.errors import UserError, run
 from utils.files import require_file, require_writable, write_json
 from utils.table import markdown

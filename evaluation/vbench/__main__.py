@@ -6,10 +6,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from evaluation.arguments import Parser
 from evaluation.compare.pairing import find, split_name
 from evaluation.vbench.export import DIMENSIONS, command, export_method, exported, is_export, results_folder
 from evaluation.vbench.results import PUBLISHED, published_scores, read_scores, table, warnings
+from utils.command_line import Parser
 from utils.errors import UserError, did_you_mean, run
 from utils.files import require_writable
 

@@ -111,7 +111,10 @@ class Log:
         print(f"{self.path.stem} {step}  {'  '.join(shown)}", flush=True)
 
     def draw(self) -> None:
-        """Plot every column against the step, each in its own panel."""
+        """Plot every column against the step, each in its own panel, unless the picture shows all lines already."""
+        picture = self.path.with_suffix(".png")
+        if picture.exists() and picture.stat().st_mtime_ns > self.path.stat().st_mtime_ns:
+            return
         with open(self.path) as file:
             names, *rows = csv.reader(file)
         table = np.array(rows, float)
@@ -120,7 +123,7 @@ class Log:
         for panel, name, column in zip(panels, names[1:], table[:, 1:].T, strict=True):
             panel.plot(table[:, 0], column, lw=1)
             panel.set_title(name)
-        save(figure, self.path.with_suffix(".png"), dpi=80)
+        save(figure, picture, dpi=80)
 
 
 def under(name: str, settings: Any) -> dict[str, Any]:

@@ -70,11 +70,10 @@ class TeacherForcing:
         tables = []
         for plan in plans:
             tables.append(rope_table(plan.positions, *self.grid, self.head_dim, self.device))
-        cos = torch.stack([table[0] for table in tables])  # [blocks, T, 1, head_dim / 2]
-        sin = torch.stack([table[1] for table in tables])
+        table = torch.stack(tables)  # [blocks, T, 1, head_dim / 2]
         own = self.frames * self.grid[0] * self.grid[1]
-        self.own_table = (cos[:, -own:], sin[:, -own:])
-        self.context_table = (cos[:, :-own], sin[:, :-own])
+        self.own_table = table[:, -own:]
+        self.context_table = table[:, :-own]
 
     def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
         """See `wan.model.Context`; blocks come back folded into the batch."""

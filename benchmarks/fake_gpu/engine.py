@@ -1,0 +1,91 @@
+"""The real pipeline on a GPU that is not there, at any size: weights have shapes, and nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.fake_gpu.gpu import FakeGPU
+from benchmarks.fake_gpu.tally import Tally
+from pipeline.build import assemble
+from pipeline.config import load_config
+from pipeline.noise import SeededNoise
+from pipeline.offload import offload_transformer, quantize
+from pipeline.pipeline import Pipeline
+from wan.checkpoint import meta_model
+from wan.params import LatentFormat, WanParams
+
+LATENTMEM = {"use_latentmem": True, "compression_method": "avg_pool", "selection": "uniform"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A generation to look at.
+
+    Attributes:
+        settings: of the run, `model_kwargs` and `bank` among them.
+        layers: of the transformer; the other sizes are those of Wan2.1-T2V-1.3B at 480x832.
+        blocks: generated; the last `counted` of them are counted.
+    """
+
+    settings: Mapping
+    layers: int = 1
+    blocks: int = 12
+    counted: int = 3
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a generation did: a tally of the counted blocks, faults of all, and memory on the device in bytes."""
+
+    tally: Tally
+    blocks: int
+    faults: list[str]
+    peak: int
+    host_pinned: int = 0
+
+
+def watch(case: Case, gpu: FakeGPU | None = None) -> Seen:
+    """Generate on a fake GPU."""
+    gpu = gpu or FakeGPU()
+    with gpu.installed():
+        pipeline = make_pipeline(case, gpu)
+        generation = start(pipeline)
+        gpu.memory.peak = gpu.memory.live
+        for block in range(case.blocks):
+            if block == case.blocks - case.counted:
+                gpu.take()
+            made = generation.step()
+            assert (made.latents.device, made.latents.dtype) == (gpu.device, torch.float32)
+        return Seen(gpu.take(), case.counted, gpu.faults, gpu.memory.peak)
+
+
+def make_pipeline(case: Case, gpu: FakeGPU) -> Pipeline:
+    given = {"generator_ckpt": "none", "num_output_frames": 3 * case.blocks}
+    config = load_config(overrides={**case.settings, **given})
+    offload = config.preset.offload
+    model = make_model(case.layers, "cpu" if offload or config.weights != "same" else gpu.device)
+    quantize(model, config.weights)
+    if offload:
+        offload_transformer(model, gpu.device)
+    else:
+        model.to(gpu.device)
+    return assemble(config, model, LatentFormat(), gpu.device)
+
+
+def make_model(layers: int, device: torch.device | str, dtype: torch.dtype = torch.bfloat16):
+    """A transformer whose weights are empty tensors on `device`."""
+    model = meta_model(WanParams(num_layers=layers))
+    weights = {}
+    for name, weight in model.state_dict().items():
+        weights[name] = torch.empty(weight.shape, dtype=dtype, device=device)
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def start(pipeline: Pipeline):
+    """A generation of `batch_size` samples."""
+    config, params = pipeline.config, pipeline.model.params
+    batch = config.batch_size
+    embeds = torch.empty(batch, params.text_len, params.text_dim, dtype=torch.bfloat16)
+    return pipeline.start_from(embeds, SeededNoise(0, [(number, 0) for number in range(batch)]))

@@ -1,0 +1,111 @@
+"""Forks of a finished video: its blocks are given up to a time, the rest is made anew."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from pipeline.config import RunConfig
+from pipeline.given import Given, Stored
+from pipeline.latents import open_latents
+from pipeline.parent import Parent, read_parent
+from pipeline.prompts import Prompt
+from pipeline.record import Weights, content
+from pipeline.samples import Sample
+from pipeline.timeline import Grid, Segment, segments_of
+from utils.errors import UserError
+from utils.files import sha256
+from wan.params import LatentFormat
+
+SHARED = ("generator_ckpt", "lora_ckpt", "VAE", "tiny_vae_ckpt", "text encoder", "tokenizer")  # roles of weight files
+
+
+def fork(config: RunConfig, grid: Grid, format: LatentFormat, weights: Weights) -> tuple[Sample, str]:
+    """The one sample that the settings `from`, `at` or `redo`, and `prompt` describe.
+
+    Returns:
+        The sample, and its name.
+
+    Raises:
+        UserError: other weights, another size, or times that are not in the video.
+    """
+    parent = read_parent(config.parent)
+    _require_same_weights(parent, weights)
+    start, stop = _span(config, grid)
+    latents = open_latents(parent.latents)
+    wanted = format.shape(config.height, config.width)
+    if tuple(latents.shape[1:]) != wanted:
+        raise UserError(f"from {parent.latents} has latents of {tuple(latents.shape[1:])} where this run has {wanted}")
+    needed = start if stop is None else grid.frames
+    if len(latents) < needed:
+        raise UserError(f"from {parent.latents} has {len(latents)} latent frames; {needed} are to be taken of it")
+    digest = sha256(parent.latents)
+    given: list[Given] = [Stored(parent.latents, range(start), digest)] if start else []
+    if stop is not None:
+        given.append(Stored(parent.latents, range(stop, grid.frames), digest))
+    scenes = _scenes(config, grid, parent, start, stop)
+    record = parent.record
+    text = " | ".join(segment.prompt for segment in scenes)
+    sample = Sample(text, record["prompt_index"], record["sample"], tuple(scenes), tuple(given))
+    return sample, _name(parent, config, sample, start, stop)
+
+
+def _span(config: RunConfig, grid: Grid) -> tuple[int, int | None]:
+    """Latent frames from which the video is made anew, and from which it is as it was again."""
+    if (config.at is None) == (config.redo is None):
+        raise UserError("from= needs at=TIME or redo=TIME-TIME, such as at=12s or redo=12s-15s")
+    if config.at is not None:
+        if config.keep_after:
+            raise UserError("keep_after goes with redo=TIME-TIME, not with at=")
+        return grid.start_at(config.at, "at"), None
+    first, dash, last = config.redo.partition("-")
+    if not dash:
+        raise UserError(f"redo '{config.redo}' is no span; write redo=12s-15s")
+    start = grid.start_at(first, "redo")
+    stop = grid.ceil(grid.length(last, "redo"))
+    if stop <= start:
+        raise UserError(f"redo {config.redo} holds no block; its end must come after its start")
+    if stop > grid.frames:
+        raise UserError(f"redo {config.redo} ends after the video, {grid.frames} latent frames")
+    return start, stop if config.keep_after and stop < grid.frames else None
+
+
+def _scenes(config: RunConfig, grid: Grid, parent: Parent, start: int, stop: int | None) -> list[Segment]:
+    """The parent's prompts, and where the command line gives another one, that in the part that is made anew."""
+    if config.prompt is None:
+        return list(parent.scenes)
+    rest = Grid(grid.frames - start, grid.block, grid.block if start else grid.first, grid.rate)
+    own = segments_of(Prompt(0, config.prompt), rest, config.switch, config.segments)
+    scenes = [segment for segment in parent.scenes if segment.start < start]
+    for segment in own:
+        place = segment.start + start
+        if stop is None or place < stop:
+            scenes.append(Segment(place, segment.prompt, (segment.how or config.switch) if place else None))
+    if stop is not None:
+        scenes.append(Segment(stop, _prompt_at(parent.scenes, stop), config.switch))
+        scenes += [segment for segment in parent.scenes if segment.start > stop]
+    return scenes
+
+
+def _prompt_at(scenes: Sequence[Segment], frame: int) -> str:
+    return [segment.prompt for segment in scenes if segment.start <= frame][-1]
+
+
+def _name(parent: Parent, config: RunConfig, sample: Sample, start: int, stop: int | None) -> str:
+    """The parent's name, the span, and what tells forks of other settings apart."""
+    told = repr((content(config), sample.scenes, start, stop))
+    span = f"{start}" if stop is None else f"{start}-{stop}"
+    return f"{parent.name}_{span}_{blake2b(told.encode(), digest_size=3).hexdigest()}"
+
+
+def _require_same_weights(parent: Parent, weights: Weights) -> None:
+    theirs = parent.record["weights"]
+    for role in dict.fromkeys((*theirs, *weights)):
+        if not role.startswith(SHARED):
+            continue
+        here, there = weights.get(role), theirs.get(role)
+        if here is None or there is None or here["sha256"] != there["sha256"]:
+            mine = here["file"] if here else "nothing"
+            its = there["file"] if there else "nothing"
+            raise UserError(
+                f"from {parent.name} was made with {role} {its}, and this run has {mine}: other weights; its blocks "
+                "can only be gone on with by the weights that made them"
+            )

@@ -1,0 +1,137 @@
+"""What there is of a video that is not finished yet, so that a killed run goes on inside it.
+
+A hidden folder `.NAME.making/` beside the video's place holds its latents, which grow block by block, and the
+segments of it that are decoded and encoded. It is gone when the video is finished.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.decode import State
+from pipeline.latents import LatentFile, open_latents
+from utils.errors import UserError
+from utils.files import require_writable, write_json
+from utils.provenance import require_same
+from utils.temporary import sweep
+from utils.tensors import save_tensors
+
+REMEDY = "name another output_folder=, start anew with skip_existing=false, or delete it"
+
+
+class Unfinished:
+    """The folder of one video in the making.
+
+    Args:
+        path: where the finished video will be.
+        made_of: what it is made of, as plain values.
+    """
+
+    def __init__(self, path: Path, made_of: Mapping[str, Any]) -> None:
+        self.folder = path.with_name(f".{path.stem}.making")
+        self.made_of = json.loads(json.dumps(made_of))
+        self.latents_path = self.folder / "latents.npy"
+        self.latents: LatentFile | None = None
+
+    def check(self, start_anew: bool) -> None:
+        """Refuse a folder with whole segments that a run of other settings left; take it away where it holds less.
+
+        Args:
+            start_anew: take it away in any case.
+
+        Raises:
+            UserError: names what differs.
+        """
+        if not self.folder.is_dir():
+            return
+        sweep(self.folder)
+        left = self._read("made_of.json")
+        if left is None:  # killed before it said what it would be
+            self.discard()
+            return
+        try:
+            require_same(self.folder, left, self.made_of, REMEDY)
+        except UserError:
+            if self.segments and not start_anew:
+                raise
+            self.discard()
+
+    def begin(self, shape: tuple[int, int, int, int]) -> None:
+        """Make the folder ready for latents of `shape` [F, C, H, W]."""
+        if self.folder.is_symlink():
+            raise UserError(f"{self.folder} is a link, which may lead anywhere; delete it")
+        require_writable(self.folder)
+        if self._read("made_of.json") is None:
+            write_json(self.folder / "made_of.json", self.made_of)
+        self.latents = LatentFile(self.latents_path, shape)
+
+    @property
+    def frames(self) -> int:
+        """Latent frames that are there."""
+        try:
+            return len(open_latents(self.latents_path))
+        except UserError:
+            return 0
+
+    @property
+    def segments(self) -> int:
+        """Segments that are whole."""
+        number = 0
+        while self._read(f"{number:04d}.json") is not None and self.segment(number).exists():
+            number += 1
+        return number
+
+    def segment(self, number: int) -> Path:
+        """The video of a segment."""
+        return self.folder / f"{number:04d}.mp4"
+
+    def write(self, start: int, latents: torch.Tensor) -> None:
+        """Keep a block's latents [f, C, H, W] from frame `start` on."""
+        self.latents.write(start, latents)
+
+    def end_segment(self, number: int, blocks: Sequence[dict], frames: int, state: State | None) -> None:
+        """A segment's video is written: keep what was said of its blocks, and the decoder's state after it.
+
+        Args:
+            frames: pixel frames of the segment.
+            state: None after the last segment.
+        """
+        if state is not None:
+            save_tensors(self._state(number), dict(state))
+        write_json(self.folder / f"{number:04d}.json", {"frames": frames, "blocks": list(blocks)})
+        self._state(number - 2).unlink(missing_ok=True)  # a batch's other samples may be one segment behind
+
+    def said(self, segments: int) -> tuple[int, list[dict]]:
+        """Pixel frames and the records of the blocks of the first segments."""
+        frames = 0
+        blocks = []
+        for number in range(segments):
+            content = self._read(f"{number:04d}.json")
+            frames += content["frames"]
+            blocks += content["blocks"]
+        return frames, blocks
+
+    def state(self, segments: int) -> State | None:
+        """The decoder's state after so many segments; None where it is not there or cannot be read."""
+        try:
+            return torch.load(self._state(segments - 1), weights_only=True)
+        except Exception:  # of many kinds; the video is then decoded from its start
+            return None
+
+    def discard(self) -> None:
+        """Take the folder away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _state(self, number: int) -> Path:
+        return self.folder / f"{number:04d}.decoder.pt"
+
+    def _read(self, name: str) -> dict | None:
+        try:
+            content = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
