@@ -103,7 +103,7 @@ class Generation:
     @property
     def coming(self) -> range:
         """The latent frames of the block to come."""
-        return range(self.start, self.start + self.policy.block)
+        return range(self.start, self.start + self.policy.size(self.start))
 
     @torch.no_grad()  # not inference mode, in which torchao's weights cannot change device
     def begin(self) -> ContextPlan:
@@ -118,12 +118,11 @@ class Generation:
     @torch.no_grad()
     def denoise(self, plan: ContextPlan) -> torch.Tensor:
         """Sample the planned block's latents [B, F, C, H, W]."""
-        block = plan.start // len(plan.own)
 
         def renoise(step: int) -> torch.Tensor:
-            return self._noise(block, step + 1)
+            return self._noise(plan, step + 1)
 
-        return self.sampler(self._flow, self._noise(block, 0), renoise)
+        return self.sampler(self._flow, self._noise(plan, 0), renoise)
 
     @torch.no_grad()
     def commit(self, latents: torch.Tensor, plan: ContextPlan) -> LatentBlock:
@@ -160,8 +159,7 @@ class Generation:
     @torch.no_grad()
     def _look(self, plan: ContextPlan) -> None:
         """The first forward that the block would be sampled with, as what it sees depends on that."""
-        block = plan.start // len(plan.own)
-        self._flow(self._noise(block, 0), self.sampler.timesteps[0])
+        self._flow(self._noise(plan, 0), self.sampler.timesteps[0])
 
     @torch.no_grad()
     def switch(self, prompt_embeds: torch.Tensor, how: str = "text") -> None:
@@ -232,8 +230,9 @@ class Generation:
         t = torch.full((len(x), 1), float(timestep), device=x.device)
         return self.model(x, t, self.text, self.cache).float()
 
-    def _noise(self, block: int, step: int) -> torch.Tensor:
-        drawn = self.noise.draw(block, step, self.shape)
+    def _noise(self, plan: ContextPlan, step: int) -> torch.Tensor:
+        batch, _, *latent = self.shape
+        drawn = self.noise.draw(self.policy.number(plan.start), step, (batch, len(plan.own), *latent))
         if self.device.type == "cuda":
             drawn = drawn.pin_memory()  # the copy runs beside the GPU instead of waiting for it
         return drawn.to(self.device, non_blocking=True)
@@ -244,5 +243,5 @@ class Generation:
         candidates = self.cache.available(self.policy.candidates(self.start))
         if not candidates:
             return None
-        rngs = self.noise.rngs(self.start // self.policy.block)
+        rngs = self.noise.rngs(self.policy.number(self.start))
         return self.index.select(candidates, self.policy.memory_size, rngs)
