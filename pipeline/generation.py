@@ -6,7 +6,7 @@ block's latents and its context alone.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +74,7 @@ class Generation:
         frames: length of the video in latent frames; after the last one nothing is retrieved. None: no end is known.
         start: first frame of the block to come.
         selection: what was retrieved for it.
+        embed: prompts -> their embeddings [B, text_len, text_dim].
         scene: how plans differ since the prompt was switched.
         recent: the latest latents, as many as the window has, to make their keys and values again.
         kept: all latents so far, on the CPU, and the prompts with their starts, to be saved; None where nobody asks.
@@ -94,7 +95,8 @@ class Generation:
     selection: Selection | None = field(default=None, init=False)
     scene: Scene = field(default=Scene(), init=False)
     recent: torch.Tensor | None = field(default=None, init=False)
-    kept: "Kept | None" = None
+    embed: Callable[[Sequence[str]], torch.Tensor] | None = None
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda" and isinstance(self.noise, SeededNoise):
@@ -162,17 +164,20 @@ class Generation:
         self._flow(self._noise(plan, 0), self.sampler.timesteps[0])
 
     @torch.no_grad()
-    def switch(self, prompt_embeds: torch.Tensor, how: str = "text") -> None:
-        """Go on under other prompts.
+    def switch(self, prompt: str | Sequence[str] | torch.Tensor, how: str = "text") -> None:
+        """Go on under another prompt.
 
         Args:
-            prompt_embeds: [B, text_len, text_dim]
+            prompt: one for all samples, one for each, or their embeddings [B, text_len, text_dim].
             how: a name in `pipeline.scenes.SWITCHES`.
 
         Raises:
             UserError: no such rule.
         """
         require_choice("how", how, SWITCHES)
+        prompt_embeds = prompt
+        if not isinstance(prompt, torch.Tensor):
+            prompt_embeds = self.embed([prompt] * self.shape[0] if isinstance(prompt, str) else prompt)
         self.text = self.model.encode_text(prompt_embeds.to(self.device))
         if self.kept is not None:
             self.kept.prompts.append((self.start, prompt_embeds.cpu(), how))
@@ -183,7 +188,7 @@ class Generation:
 
         Keys, values and descriptors are copied, the models are shared.
         """
-        shared = [self.model, self.policy, self.sampler, self.noise]
+        shared = [self.model, self.policy, self.sampler, self.noise, self.embed]
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # copies are on their way between host and device
         return copy.deepcopy(self, {id(part): part for part in shared})

@@ -344,7 +344,7 @@ def test_a_fork_goes_on_as_its_parent_would_and_leaves_it_alone(settings, method
     while generation.start < 24:
         generation.step()
     other = generation.fork()
-    other.switch(pipeline.prompt_embeds(["a blue tree"]), "flush")
+    other.switch("a blue tree", "flush")
     changed = [other.step().latents for _ in range(2)]
     twin = generation.fork()
     tails = []
