@@ -1,5 +1,6 @@
 """The retrieval index: describes finished frames and finds those that are similar to the latest one."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.descriptors import Asking, Describe
 from pipeline.selection import SelectionRule, most_similar
+from utils.streams import OnHost
 
 
 @dataclass(frozen=True)
@@ -56,45 +58,91 @@ class Retrieval:
         self.rows: dict[int, int] = {}  # frame -> row
         self.free: list[int] = []
         self.last = -1  # the last finished frame
-        self.recent: torch.Tensor | None = (
-            None  # [B, F, C, H, W] the latest latents, where the descriptor asks with them
-        )
-        self.most_similar_pair = MostSimilarPair(self.vectors)
+        self.coming: list[tuple[range, OnHost]] = []  # frames, and their vectors on the way to the host
+        self.on_host: dict[int, torch.Tensor] = {}  # frame -> [B, D], where the table lies on a GPU
+        self.similar: OnHost | None = None  # [rows, B], of every row to the query, where the table lies on a GPU
+        self.recent: torch.Tensor | None = None  # [B, F, C, H, W] latest latents, where the descriptor asks with them
+        self.query: torch.Tensor | None = None  # [B, D] what the next block asks with
+        self.nothing: OnHost | None = None  # [B] similarity of nothing to it, where the descriptor may ask for nothing
+        self.most_similar_pair = MostSimilarPair(self.host_vectors)
+
+    def __deepcopy__(self, memo: dict) -> "Retrieval":
+        """An index with the same frames; what describes them, and its weights, is shared."""
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        memo[id(self.describe)] = self.describe
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def add(self, latents: torch.Tensor) -> None:
-        if isinstance(self.describe, Asking):
-            known = latents if self.recent is None else torch.cat([self.recent, latents], dim=1)
-            self.recent = known[:, -self.describe.past :]
-        for vector in F.normalize(self.describe(latents), dim=-1).unbind(1):
+        vectors = F.normalize(self.describe(latents), dim=-1)
+        first = self.last + 1
+        for vector in vectors.unbind(1):
             if not self.free:
                 self._grow(vector)
             self.last += 1
             row = self.free.pop()
             self.rows[self.last] = row
             self.table[row] = vector
+        self.query = vectors[:, -1]
+        if isinstance(self.describe, Asking):
+            self._ask(latents)
+        if vectors.device.type == "cuda":  # all that the host may ask for starts its way now
+            self.coming.append((range(first, self.last + 1), OnHost(vectors)))
+            self.similar = OnHost(torch.einsum("n b d, b d -> n b", self.table, self.query))
+
+    def _ask(self, latents: torch.Tensor) -> None:
+        """The query of a descriptor that asks with the latest latents."""
+        known = latents if self.recent is None else torch.cat([self.recent, latents], dim=1)
+        self.recent = known[:, -self.describe.past :]
+        self.query = self.describe.query(self.recent)
+        self.nothing = OnHost(self.query @ self.describe.nothing)
 
     def drop(self, frame: int) -> None:
         self.free.append(self.rows.pop(frame))
+        self.on_host.pop(frame, None)
 
     def vectors(self, frames: Sequence[int]) -> torch.Tensor:
         """Normalised descriptors [len(frames), B, D]."""
         rows = torch.tensor([self.rows[frame] for frame in frames])
         return self.table.index_select(0, rows.to(self.table.device, non_blocking=True))
 
+    def host_vectors(self, frames: Sequence[int]) -> torch.Tensor:
+        """The same on the host."""
+        if self.table.device.type == "cpu":
+            return self.vectors(frames)
+        self._take_in()
+        return torch.stack([self.on_host[frame] for frame in frames])
+
+    def _take_in(self) -> None:
+        """Keep what has come to the host, in memory that is not pinned."""
+        for frames, vectors in self.coming:
+            for frame, vector in zip(frames, vectors.get().clone().unbind(1), strict=True):
+                if frame in self.rows:
+                    self.on_host[frame] = vector
+        self.coming = []
+
+    def similarities(self, candidates: Sequence[int]) -> list[list[float]]:
+        """Cosines in float32 of the candidates to the query, a row for each sample."""
+        if self.similar is None:
+            return torch.einsum("n b d, b d -> b n", self.vectors(candidates), self.query).tolist()
+        rows = self.similar.get().tolist()
+        self._take_in()
+        found = [rows[self.rows[frame]] for frame in candidates]
+        return [list(row) for row in zip(*found, strict=True)]
+
     def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
-        """See `Index`; the query is the last finished frame or the descriptor's own, similarity the cosine in float32.
+        """See `Index`; the query is the last finished frame, or what the descriptor asks with.
 
         A descriptor may ask for nothing. As the samples of a batch retrieve equally many frames, they retrieve as many
         as the one that finds most worth it.
         """
-        query = self.table[self.rows[self.last]]
-        if isinstance(self.describe, Asking):
-            query = self.describe.query(self.recent)
-        cosines = torch.einsum("n b d, b d -> b n", self.vectors(candidates), query)
-        if isinstance(self.describe, Asking):
-            worth_it = cosines > (query @ self.describe.nothing)[:, None]
-            k = min(k, int(worth_it.sum(1).max()))
-        similarities = cosines.tolist()
+        similarities = self.similarities(candidates)
+        if self.nothing is not None:
+            worth_it = []
+            for row, nothing in zip(similarities, self.nothing.get().tolist(), strict=True):
+                worth_it.append(sum(similarity > nothing for similarity in row))
+            k = min(k, max(worth_it))
         frames, found = [], []
         for row, rng in zip(similarities, rngs, strict=True):
             chosen = self.rule(row, candidates, k, rng)

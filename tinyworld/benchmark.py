@@ -76,7 +76,7 @@ class BenchmarkSettings(Settings):
     generator_ckpt: str | None = setting(None, "the transformer's weights, instead of the rows' own")
     ae_ckpt: str | None = setting(None, "the retrieval encoder's weights, instead of the rows' own")
     steps: list[int] | None = setting(None, "denoising steps, instead of the rows' own", at_least=1, at_most=1000)
-    folder: str = setting("runs/tinyworld/benchmark", "where results and tables go", place=True)
+    folder: str = setting("runs/tinyworld/benchmark", "where results and tables go", place=True, writes=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

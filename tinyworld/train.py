@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
+from ae.settings import load_train_settings
+from pipeline.config import CorpusConfig, load_config
 from pipeline.preflight import find_device
 from tinyworld import films
 from tinyworld.training import backbone, corpus, fewstep, gallery, vae
@@ -34,6 +36,7 @@ def main() -> None:
 def train(settings: TrainSettings) -> None:
     """Run every stage that is not done; the weights are in `settings.export` afterwards."""
     device = find_device(settings.device)
+    require_later_settings(settings)
     torch.set_num_threads(settings.threads)
     work = require_writable(settings.work, need_bytes=2 * 10**9)
     export = require_writable(settings.export)
@@ -83,18 +86,37 @@ def draw_starts(export: Path, path: Path) -> None:
 
 def train_encoder(settings: TrainSettings, work: Path, export: Path) -> None:
     """Generate a corpus of latents and train the retrieval encoder on it, as users do; both go on where they were."""
-    run_module(
-        "generate_latent", "configs/tinyworld_generate_latent.yaml", f"model_root={export}/wan_models",
+    run_module("generate_latent", *corpus_arguments(settings, work, export))
+    run_module("ae.train", *encoder_arguments(settings, work))
+    with atomic(export / "checkpoints" / "tinyworld_ae.safetensors") as temporary:
+        shutil.copyfile(work / "encoder" / "encoder.safetensors", temporary)
+
+
+def corpus_arguments(settings: TrainSettings, work: Path, export: Path) -> list[str]:
+    """What `generate_latent` is started with."""
+    return [
+        "configs/tinyworld_generate_latent.yaml", f"model_root={export}/wan_models",
         f"generator_ckpt={export}/checkpoints/tinyworld.safetensors", f"output_folder={work}/corpus",
         f"data_path={export}/checkpoints/tinyworld_corpus_prompts.txt", f"seed={settings.seed}",
         *settings.encoder.corpus,
-    )  # fmt: skip
-    run_module(
-        "ae.train", "ae/configs/tinyworld_ae.yaml", f"data_dir={work}/corpus", f"log_dir={work}", "tag=encoder",
+    ]  # fmt: skip
+
+
+def encoder_arguments(settings: TrainSettings, work: Path) -> list[str]:
+    """What `ae.train` is started with."""
+    return [
+        "ae/configs/tinyworld_ae.yaml", f"data_dir={work}/corpus", f"log_dir={work}", "tag=encoder",
         f"in_channels={settings.vae.z_dim}", *settings.encoder.training,
-    )  # fmt: skip
-    with atomic(export / "checkpoints" / "tinyworld_ae.safetensors") as temporary:
-        shutil.copyfile(work / "encoder" / "encoder.safetensors", temporary)
+    ]  # fmt: skip
+
+
+def require_later_settings(settings: TrainSettings) -> None:
+    """Refuse settings of the last stages now, and not after all those before."""
+    work = Path(settings.work)
+    config, *overrides = corpus_arguments(settings, work, Path(settings.export))
+    load_config(config, overrides, CorpusConfig)
+    config, *overrides = encoder_arguments(settings, work)
+    load_train_settings(config, overrides)
 
 
 def run_module(*arguments: str) -> None:

@@ -188,8 +188,10 @@ class TrainSettings(Settings):
     seed: int = setting(0, "seed of all that is drawn", at_least=0, at_most=2**63 - 1)
     threads: int = setting(2, "CPU threads", at_least=1, place=True)
     device: str = setting("auto", "device to train on: auto, cpu, cuda or cuda:N", place=True)
-    work: str = setting("runs/tinyworld", "folder of what can be resumed, with curves", place=True)
-    export: str = setting("runs/tinyworld/export", "folder of the weights as the pipeline loads them", place=True)
+    work: str = setting("runs/tinyworld", "folder of what can be resumed, with curves", place=True, writes=True)
+    export: str = setting(
+        "runs/tinyworld/export", "folder of the weights as the pipeline loads them", place=True, writes=True
+    )
     continues: str = setting(
         "", "folder of exported weights to go on from: the codec stays as it is, the backbone is trained further",
         place=True,
