@@ -100,7 +100,7 @@ def preflight(config: RunConfig) -> Preflight:
     vae = decoder.read(files[decoder.role])
     _require_one_family(config, params, files, text_config.d_model, vae, decoder)
     _require_size(config, params, vae.format)
-    require_group(params, block_tokens(config, params, vae.format), config.generator_ckpt)
+    require_group(config.policy(), params, block_tokens(config, params, vae.format), config.generator_ckpt)
     if descriptor := config.descriptor():
         descriptor.load(vae.format.shape(config.height, config.width), "cpu")
     looked = _Looked(config, device, text_device, dtype, params, generator, text, vae)

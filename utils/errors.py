@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from utils.stop import stop
@@ -78,6 +79,25 @@ def explain(error: BaseException) -> tuple[int, str]:
     last = traceback.extract_tb(error.__traceback__)[-1]
     what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return 1, f"error: unforeseen {what} ({os.path.basename(last.filename)}:{last.lineno}); {REPORT}"
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Keep this process's stderr silent, also that of libraries in C or Rust, which print pages before they raise."""
+    if os.environ.get("DEBUG") == "1":
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def say_once(line: str) -> None:
