@@ -5,8 +5,10 @@ commits latents that come from elsewhere. The keys and values that later blocks 
 block's latents and its context alone.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -17,7 +19,9 @@ from pipeline.noise import NoiseAhead, NoiseSource, SeededNoise
 from pipeline.retrieval import Index, Selection
 from pipeline.sampler import Sampler
 from pipeline.scenes import SWITCHES, Scene, whole_plan
+from utils.errors import UserError
 from utils.settings import require_choice
+from utils.tensors import save_tensors
 from wan.model import CausalWanModel, TextKV
 
 
@@ -45,6 +49,19 @@ class LatentBlock:
 
 
 @dataclass
+class Kept:
+    """The whole course of a generation.
+
+    Attributes:
+        latents: of each block, [B, F, C, H, W] on the CPU.
+        prompts: (first latent frame, embeddings [B, text_len, text_dim], rule of the switch).
+    """
+
+    latents: list[torch.Tensor] = field(default_factory=list)
+    prompts: list[tuple[int, torch.Tensor, str]] = field(default_factory=list)
+
+
+@dataclass
 class Generation:
     """All that lives as long as one batch in the making.
 
@@ -59,6 +76,7 @@ class Generation:
         selection: what was retrieved for it.
         scene: how plans differ since the prompt was switched.
         recent: the latest latents, as many as the window has, to make their keys and values again.
+        kept: all latents so far, on the CPU, and the prompts with their starts, to be saved; None where nobody asks.
     """
 
     model: CausalWanModel
@@ -76,6 +94,7 @@ class Generation:
     selection: Selection | None = field(default=None, init=False)
     scene: Scene = field(default=Scene(), init=False)
     recent: torch.Tensor | None = field(default=None, init=False)
+    kept: "Kept | None" = None
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda" and isinstance(self.noise, SeededNoise):
@@ -157,7 +176,33 @@ class Generation:
         """
         require_choice("how", how, SWITCHES)
         self.text = self.model.encode_text(prompt_embeds.to(self.device))
+        if self.kept is not None:
+            self.kept.prompts.append((self.start, prompt_embeds.cpu(), how))
         SWITCHES[how](self)
+
+    def fork(self) -> "Generation":
+        """Another generation with the same past, as if it had been made twice; the two go on apart.
+
+        Keys, values and descriptors are copied, the models are shared.
+        """
+        shared = [self.model, self.policy, self.sampler, self.noise]
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # copies are on their way between host and device
+        return copy.deepcopy(self, {id(part): part for part in shared})
+
+    def save(self, path: str | Path) -> None:
+        """Write what brings this generation back: its latents, its prompts and its seed; see `Pipeline.restore`.
+
+        Raises:
+            UserError: its latents are not kept or its noise follows from no seed, or the file cannot be written.
+        """
+        noise = self.noise.source if isinstance(self.noise, NoiseAhead) else self.noise
+        if self.kept is None or not isinstance(noise, SeededNoise):
+            raise UserError("this generation keeps no latents to be saved; start it by Pipeline.start")
+        starts = [[start, how] for start, _, how in self.kept.prompts]
+        embeds = [embeds for _, embeds, _ in self.kept.prompts]
+        content = {"latents": list(self.kept.latents), "embeds": embeds, "starts": starts, "seed": noise.seed}
+        save_tensors(path, content | {"samples": [list(sample) for sample in noise.samples]})
 
     @torch.no_grad()
     def recommit(self, frames: range, past: tuple[Piece, ...] = ()) -> None:
@@ -178,6 +223,8 @@ class Generation:
         self._flow(self.recent[:, first : first + len(plan.own)], self.context_noise)
 
     def _remember(self, latents: torch.Tensor) -> None:
+        if self.kept is not None:
+            self.kept.latents.append(latents.cpu())
         known = latents if self.recent is None else torch.cat([self.recent, latents], dim=1)
         self.recent = known[:, -self.policy.local_attn_size :]
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import inference
 from pipeline import film
+from pipeline.backbones import METHODS
 from pipeline.build import load
 from pipeline.config import load_config
 from pipeline.latents import LatentFile, open_latents
@@ -330,3 +331,50 @@ def test_a_decoder_goes_on_from_what_it_kept(settings, vae):
     other = StreamingDecoder(pipeline.vae)
     other.restore(states)
     assert torch.equal(other(x[:, 3:]), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fork_goes_on_as_its_parent_would_and_leaves_it_alone(settings, method):
+    pipeline = load(load_config(overrides=method_of(settings, method)))
+    plain = torch.cat([block.latents for block in pipeline.blocks(Sample("a red house"))], dim=1)
+    generation = pipeline.start(Sample("a red house"))
+    while generation.start < 24:
+        generation.step()
+    other = generation.fork()
+    other.switch(pipeline.prompt_embeds(["a blue tree"]), "flush")
+    changed = [other.step().latents for _ in range(2)]
+    twin = generation.fork()
+    tails = []
+    for one in (generation, twin):
+        tails.append(torch.cat([one.step().latents for _ in range(2)], dim=1))
+    assert torch.equal(tails[0], plain[:, 24:]) and torch.equal(tails[1], plain[:, 24:])
+    assert not torch.equal(torch.cat(changed, dim=1), plain[:, 24:])
+
+
+def method_of(settings: dict, method: str) -> dict:
+    """Settings of a method, at its own sizes, that make ten blocks."""
+    words = dict(change.removeprefix("model_kwargs.").split("=") for change in METHODS[method].settings)
+    kwargs = {key: yaml.safe_load(value) for key, value in words.items()}
+    kwargs |= {"use_latentmem": METHODS[method].config == "latentmem"}
+    if kwargs["use_latentmem"]:
+        kwargs |= settings["model_kwargs"] | kwargs
+    return settings | {"model_kwargs": kwargs, "num_output_frames": 30}
+
+
+@pytest.mark.parametrize("bank", [{}, {"host_gb": 0.00002, "disk_gb": 0.01, "capacity": 5}])
+def test_a_saved_generation_comes_back(settings, bank, tmp_path):
+    pipeline = load(load_config(overrides=settings | {"bank": bank}))
+    generation = pipeline.start(Sample("a red house", index=4))
+    for _ in range(4):
+        generation.step()
+    generation.switch(pipeline.prompt_embeds(["a blue tree"]), "recache")
+    generation.step()
+    generation.save(tmp_path / "saved.pt")
+    expected = generation.fork().step().latents
+    assert torch.equal(pipeline.restore(tmp_path / "saved.pt").step().latents, expected)
+    (tmp_path / "saved.pt").write_bytes((tmp_path / "saved.pt").read_bytes()[:-400])
+    with pytest.raises(UserError):
+        pipeline.restore(tmp_path / "saved.pt")
+    torch.save({"latents": []}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="no saved generation"):
+        pipeline.restore(tmp_path / "other.pt")
