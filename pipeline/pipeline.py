@@ -127,6 +127,7 @@ class Pipeline:
             device=self.device,
             context_noise=config.context_noise,
             frames=config.num_output_frames,
+            embed=self.prompt_embeds,
         )
 
     def build_cache(self, batch: int, index: Index | None) -> KVCache:

@@ -17,10 +17,13 @@ from pipeline.backbones import METHODS
 from pipeline.build import load
 from pipeline.config import load_config
 from pipeline.latents import LatentFile, open_latents
+from pipeline.pipeline import Pipeline
+from pipeline.plain import PlainCache
 from pipeline.prompts import Prompt
 from pipeline.samples import Sample
 from pipeline.timeline import Grid, Segment, segments_of
-from tests.miniature import HEIGHT, WIDTH, make_family
+from tests.close import assert_close
+from tests.miniature import HEIGHT, ROUNDINGS, WIDTH, make_family
 from utils.errors import UserError
 from wan.vae import StreamingDecoder, encode
 
@@ -341,7 +344,7 @@ def test_a_fork_goes_on_as_its_parent_would_and_leaves_it_alone(settings, method
     while generation.start < 24:
         generation.step()
     other = generation.fork()
-    other.switch(pipeline.prompt_embeds(["a blue tree"]), "flush")
+    other.switch("a blue tree", "flush")
     changed = [other.step().latents for _ in range(2)]
     twin = generation.fork()
     tails = []
@@ -378,3 +381,27 @@ def test_a_saved_generation_comes_back(settings, bank, tmp_path):
     torch.save({"latents": []}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="no saved generation"):
         pipeline.restore(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("latentmem", [False, True])
+def test_a_first_block_of_one_frame(settings, latentmem, config, pictures, tmp_path, capsys, monkeypatch):
+    kwargs = settings["model_kwargs"] | {"use_latentmem": latentmem}
+    uneven = settings | {"model_kwargs": kwargs, "independent_first_frame": True, "num_output_frames": FRAMES + 1}
+    pipeline = load(load_config(overrides=uneven))
+    blocks = list(pipeline.blocks(Sample("a red house")))
+    assert [block.plan.start for block in blocks] == [0, *range(1, FRAMES + 1, 3)]
+    assert [block.latents.shape[1] for block in blocks] == [1] + [3] * 8
+    fast = torch.cat([block.latents for block in blocks], dim=1)
+
+    def plain_cache(pipeline: Pipeline, batch: int, index: object) -> PlainCache:
+        return PlainCache(pipeline.frame_shape(batch))
+
+    monkeypatch.setattr(Pipeline, "build_cache", plain_cache)
+    plain = torch.cat([block.latents for block in pipeline.blocks(Sample("a red house"))], dim=1)
+    assert_close(fast, plain, ROUNDINGS)
+    monkeypatch.undo()
+    if latentmem:
+        one_and_blocks = ["independent_first_frame=true", f"num_output_frames={FRAMES + 1}"]
+        call(config, f"start={pictures['PICTURE']}", f"output_folder={tmp_path}", *one_and_blocks)
+        assert "the first 1 latent frames are PICTURE.png" in capsys.readouterr().out
+        assert record_in(tmp_path)["given"][0]["frames"] == [0, 1]
