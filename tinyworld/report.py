@@ -36,6 +36,8 @@ WHOLE_VIDEO = (
     "revisit error",
     "revisit PSNR",
     "revisit consistency",
+    "new content",
+    "motion",
     "came back",
     "objects kept",
     "objects kept in view",

@@ -18,12 +18,13 @@ from pipeline.config import CorpusConfig, load_config
 from pipeline.preflight import find_device
 from tinyworld import films
 from tinyworld.training import backbone, corpus, fewstep, gallery, vae
-from tinyworld.training.export import export_backbone, export_prompts, export_vae
+from tinyworld.training.export import export_backbone, export_prompts, export_vae, load_backbone
 from tinyworld.training.settings import TrainSettings
-from tinyworld.world.film import held_out
+from tinyworld.world.film import HELD_OUT, held_out
 from utils.errors import run
 from utils.files import atomic, require_writable
 from utils.settings import load_settings
+from wan.vae import load_vae
 
 CONFIG = Path("configs/tinyworld_train.yaml")
 
@@ -44,10 +45,15 @@ def train(settings: TrainSettings) -> None:
     policy = settings.policy()
 
     gallery.paint_galleries(settings.world, work)
-    codec = train_codec(settings, work, device)
-    corpora = corpus.encode_corpus(codec, settings.latents, work)
+    scenes = gallery.load_gallery(work, "panoramas", settings.world.first)
+    if settings.continues:
+        codec = load_vae(Path(settings.continues) / "wan_models" / "tinyworld" / "vae", device)
+    else:
+        codec = train_codec(settings, scenes, work, device)
+    corpora = corpus.encode_corpus(codec, scenes, settings.latents, work, normalise=not settings.continues)
     export_vae(codec, export)
-    film = backbone.train(settings.backbone, policy, corpora, work, settings.seed)
+    start = load_backbone(settings.backbone, Path(settings.continues), device) if settings.continues else None
+    film = backbone.train(settings.backbone, policy, corpora, work, settings.seed, start)
     export_backbone(film, export)
     draw_starts(export, work / "backbone_sheet.png")
     film = fewstep.train(film, settings.fewstep, settings.backbone, policy, corpora, work, settings.seed)
@@ -58,10 +64,11 @@ def train(settings: TrainSettings) -> None:
     print(f"weights and captions are in {export}")
 
 
-def train_codec(settings: TrainSettings, work: Path, device: torch.device) -> AutoencoderKLWan:
+def train_codec(
+    settings: TrainSettings, panoramas: gallery.Gallery, work: Path, device: torch.device
+) -> AutoencoderKLWan:
     """Train the codec, and draw what it makes of held-out videos beside them."""
-    panoramas = gallery.load_gallery(work, "panoramas")
-    unseen = gallery.load_gallery(work, "held_out")
+    unseen = gallery.load_gallery(work, "held_out", HELD_OUT)
     codec = vae.train(settings.vae, panoramas, unseen, work, settings.seed, device)
     true = [held_out(index, 17).video for index in range(3)]
     again = [films.reconstruct(codec, video) for video in true]

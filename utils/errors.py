@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from utils.stop import stop
 
 REPORT = "please report it with what DEBUG=1 prints, among the project's issues"
+DOWNLOAD = "'bash download.sh' gets the published files; see README.md, 'Real weights'"  # what to do without a file
 # Loggers that warn of torchao's optional kernels wherever it is installed, whether or not a run uses it.
 CHATTER = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
 LOST = "error: a process that this one works with has ended, on another machine; the same command goes on"

@@ -9,8 +9,8 @@ import ftfy
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from utils.errors import UserError, first_line, muted
-from utils.tensors import DOWNLOAD, check_fit, fill, read_tensors, shapes_of
+from utils.errors import DOWNLOAD, UserError, first_line, muted
+from utils.tensors import check_fit, fill, read_tensors, shapes_of
 from wan.params import read_config
 
 ORIGINAL_FILES = ("models_t5_umt5-xxl-enc-bf16.pth", "models_t5_umt5-xxl-enc-bf16.safetensors")
