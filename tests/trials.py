@@ -31,7 +31,7 @@ from utils.settings import Settings, load_settings, setting
 
 MARK = "TRIAL"  # variable by which a trial's processes are known, whichever session they are in
 PATIENCE = 60.0  # seconds for the processes of a killed run to end
-PROMPTS = ("A desert at dusk.", "A meadow at noon.", "A hill at dawn.", "A lake at night.")
+PROMPTS = ("A desert at dusk.", "A meadow at noon.", "A hill at dawn.")
 ENDS = ("process", "launcher", "group", "worker")  # what is killed
 
 
@@ -72,6 +72,7 @@ def commands(folder: Path) -> dict[str, Command]:
         generator = torch.Generator().manual_seed(number)
         torch.save(torch.randn(20, 16, 8, 12, generator=generator), folder / f"latents/latent_{number:06d}.pt")
     prompts = (f"data_path={folder}/prompts.txt", f"text_cache={folder}/cache", "num_output_frames=24")
+    prompts += ("denoising_step_list=[1000,500]",)
     corpus = "configs/tinyworld_generate_latent.yaml"
     encoder = "ae/configs/tinyworld_ae.yaml"
     training = (f"data_dir={folder}/latents", "tag=t", "epochs=8", "save_steps=1", "save_every=3", "batch_size=4")
@@ -81,7 +82,7 @@ def commands(folder: Path) -> dict[str, Command]:
             (python, "inference.py", "configs/tinyworld_latentmem.yaml"),
             ("bash", "inference.sh", "tinyworld", "latentmem"),
             "output_folder",
-            (*prompts, "num_samples=2"),
+            prompts,
         ),
         "generate_latent": Command(
             (python, "generate_latent.py", corpus),
@@ -109,6 +110,7 @@ class Run:
         self.temporary.mkdir(parents=True, exist_ok=True)
         words = command.launched if launched else command.direct
         where = {MARK: self.mark, "TMPDIR": str(self.temporary), "NGPU": str(processes)}
+        where["TORCHINDUCTOR_CACHE_DIR"] = str(out.with_name("inductor"))  # made by PyTorch, one for all runs
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 [*words, f"{command.output}={out}", *command.settings, *more],

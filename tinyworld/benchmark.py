@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tinyworld.store import Store
 from tinyworld.tables import report
 from tinyworld.world.film import Clip, held_out
 from tinyworld.world.scene import ONE_LATENT, pixel_frames
+from utils.claim import claim
 from utils.errors import UserError, run
 from utils.files import require_writable
 from utils.processes import rank, share
@@ -127,7 +129,8 @@ class BenchmarkSettings(Settings):
 def main() -> None:
     settings = load_settings(BenchmarkSettings, CONFIG, sys.argv[1:])
     stores = open_stores(settings)
-    made = fill(settings, stores)
+    with claimed(stores):
+        made = fill(settings, stores)
     results = {}
     finished = True
     for name, store in stores.items():
@@ -149,6 +152,15 @@ def open_stores(settings: BenchmarkSettings) -> dict[str, Store]:
     for name, about in abouts.items():
         stores[name] = Store(folder / ("truth" if name == TRUTH else name), about)
     return stores
+
+
+@contextmanager
+def claimed(stores: Mapping[str, Store]) -> Iterator[None]:
+    """Hold the rows' folders against runs of other settings at the same time."""
+    with ExitStack() as claims:
+        for store in stores.values():
+            claims.enter_context(claim(store.folder, {"made of": store.made_of}))
+        yield
 
 
 def identity(found: Preflight) -> dict[str, Any]:
