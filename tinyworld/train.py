@@ -6,7 +6,6 @@ backbone and few-step training have learned. `python -m tinyworld.report` then j
 """
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tinyworld.world.film import HELD_OUT, held_out
 from utils.claim import claim
 from utils.errors import UserError, run
 from utils.files import atomic, require_writable
+from utils.launch import run_module
 from utils.settings import load_settings
 from wan.vae import load_vae
 
@@ -125,13 +125,6 @@ def require_later_settings(settings: TrainSettings) -> None:
     load_config(config, overrides, CorpusConfig)
     config, *overrides = encoder_arguments(settings, work)
     load_train_settings(config, overrides)
-
-
-def run_module(*arguments: str) -> None:
-    """Run `python -m arguments`; where it fails, it has said why."""
-    ended = subprocess.run([sys.executable, "-m", *arguments], check=False)
-    if ended.returncode:
-        sys.exit(ended.returncode)
 
 
 if __name__ == "__main__":

@@ -186,6 +186,15 @@ class Launch:
             print(line, file=sys.stderr, flush=True)
 
 
+def run_module(*words: str) -> None:
+    """Run `python -m words` and wait; where it fails, it has said why, and this process ends with its status."""
+    status = subprocess.run([sys.executable, "-m", *words], check=False).returncode
+    if status < 0:
+        raise UserError(f"{words[0]}: {killed(0, 1, -status).removeprefix('error: ')}")
+    if status:
+        sys.exit(status)
+
+
 def killed(process: int, processes: int, number: int) -> str:
     """What to say of a process that a signal ended."""
     who = "the process" if processes == 1 else f"process {process + 1} of {processes}"
