@@ -14,6 +14,7 @@ from pipeline.context import ContextPolicy
 from pipeline.descriptors import DESCRIPTORS, Descriptor
 from pipeline.downloads import require_downloaded
 from pipeline.footprint import PRESETS, Preset
+from pipeline.merging import MergingPolicy
 from pipeline.parent import inherited, read_parent
 from pipeline.policies import POLICIES
 from pipeline.scenes import SWITCHES
@@ -218,6 +219,10 @@ class RunConfig(
     def policy(self) -> ContextPolicy:
         """What a block attends to; refuses impossible sizes."""
         name = self.model_kwargs.policy or ("latentmem" if self.model_kwargs.use_latentmem else "native")
+        merge = self.model_kwargs.merge
+        if merge != "none" and not issubclass(POLICIES[name], MergingPolicy):
+            fit = [other for other, policy in POLICIES.items() if issubclass(policy, MergingPolicy)]
+            raise UserError(f"merge {merge} is not for policy {name}; use policy {' or '.join(fit)}, or merge=none")
         return _picked(POLICIES[name], self.model_kwargs, block=self.num_frame_per_block)
 
     def descriptor(self) -> Descriptor | None:

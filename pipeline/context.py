@@ -94,6 +94,16 @@ class ContextPolicy(Settings):
         choices=("same", "own", "newest", "without_memory"),
     )
     commit_frames: int = setting(12, "newest: how many frames, the block's own included", at_least=1)
+    head_groups: str | None = setting(
+        None, "JSON file: groups of attention heads and the part of the context that each sees", reads=True
+    )
+    bias: str = setting(
+        "none", "what is added to the logits of earlier frames in denoising", choices=("none", "recency")
+    )
+    bias_strength: float = setting(4.0, "bias recency: how much is taken off at distance 1", at_least=0, at_most=1000)
+    bias_power: float = setting(
+        0.1, "bias recency: power of the distance at the first step; it doubles with each", at_least=0, at_most=10
+    )
     block: int = 3  # latent frames generated together; a run's `num_frame_per_block`
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 
 from pipeline.bank.bank import Bank, TransferStats
+from pipeline.bias import find_bias
 from pipeline.context import ENCODED, MERGED, OWN_INDEX, RETRIEVED, ContextPlan, ContextPolicy, Piece
 from pipeline.frames import FrameShape, Staged, pooled
 from pipeline.merged import MergedMemory, Tokens
@@ -87,6 +88,8 @@ class KVCache:
         self.staged = Staged(shape, policy.fetched if bank is not None else (), device, dtype)
         rule = find_rule(policy, shape)
         self.merged = MergedMemory(rule, shape.layers) if rule is not None else None
+        self.bias = find_bias(policy, shape)
+        self.step = -1  # of denoising, in the present block
         self.merged_at: dict[int, Piece] = {}  # offset in tokens -> the merged piece there
         self.unwritten: set[int] = set()  # layers whose merged pieces are not in the context yet
         room = sum(shape.tokens(pool) for pool in policy.largest)
@@ -145,6 +148,7 @@ class KVCache:
         in its place at its position already is not written again.
         """
         self.committing = False
+        self.step = -1
         self._prefetch_of(plan)
         self.side.join()
         is_new = plan.start >= self.end
@@ -177,7 +181,13 @@ class KVCache:
         keys, values = self.context[:, layer, :, :, : self.stop].transpose(2, 3)  # [B, tokens, heads, head_dim] each
         rotate_into(keys[:, self.start :], k, self.own_table)
         values[:, self.start :] = v
-        return Attended(rotated_q, keys, values)
+        return Attended(rotated_q, keys, values, self._bias(layer) if self.bias is not None else None)
+
+    def _bias(self, layer: int) -> torch.Tensor | None:
+        """What is added to the logits of this forward."""
+        if layer == 0 and not self.committing:
+            self.step += 1
+        return self.bias.at(layer, None if self.committing else self.step, self.context.device)
 
     def _update_merged(self, layer: int, q: torch.Tensor, rotated_q: torch.Tensor) -> None:
         """Make a layer's merged pieces where that is due, and write them into the context where they are others."""
@@ -246,6 +256,8 @@ class KVCache:
             offset += self.shape.tokens(first.pool)
         self.assembled, self.start = plan, offset
         self._open_own(plan.own)
+        if self.bias is not None:
+            self.bias.begin([[*row, *plan.own] for row in rows])
 
     def _open_merged(self, offset: int, piece: Piece) -> None:
         """Keep an offset free for a merged piece; each layer writes it in its next forward."""

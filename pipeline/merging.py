@@ -108,6 +108,11 @@ class DeepForcing(ContextPolicy):
             raise UserError(
                 f"deep_recent {self.deep_recent} must hold the block of {self.block} frames and at most the one before"
             )
+        if self.bias != "none":
+            raise UserError(
+                f"bias {self.bias} needs the place in time of every piece, and policy deep_forcing mixes tokens of "
+                "many frames; set bias=none"
+            )
         least = self.sink_size + self.deep_recent + 1
         if not least <= self.deep_budget <= self.local_attn_size:
             raise UserError(

@@ -22,7 +22,12 @@ from tests.commands import command
 PROMPT = "A meadow at noon, the camera following a wolf right past a red house, a blue tree, a yellow tower."
 OTHER = "A desert at night, the camera following a fox left past a red balloon."
 # A short schedule: what is made is no matter here.
-SETTINGS = ["num_output_frames=24", "denoising_step_list=[1000,500]", "model_kwargs.recent_exclude=0", "segment_blocks=3"]
+SETTINGS = [
+    "num_output_frames=24",
+    "denoising_step_list=[1000,500]",
+    "model_kwargs.recent_exclude=0",
+    "segment_blocks=3",
+]
 PATIENCE = 120.0  # seconds for anything that is waited for
 
 
@@ -30,7 +35,15 @@ class Server:
     """A server in a process of its own."""
 
     def __init__(self, folder: Path) -> None:
-        words = ["tinyworld", "latentmem", f"output_folder={folder}", *SETTINGS, "waiting=3", "longest=10", "upload_mb=1"]
+        words = [
+            "tinyworld",
+            "latentmem",
+            f"output_folder={folder}",
+            *SETTINGS,
+            "waiting=3",
+            "longest=10",
+            "upload_mb=1",
+        ]
         self.process = command(*words, launcher="serve.sh")
         for line in self.process.stdout:
             if line.startswith("open "):
@@ -92,7 +105,13 @@ def whole(tmp_path_factory):
     """What inference.sh makes of the same request."""
     folder = tmp_path_factory.mktemp("whole")
     before = sys.argv
-    sys.argv = ["inference", "configs/tinyworld_latentmem.yaml", *SETTINGS, f"output_folder={folder}", f"prompt={PROMPT}"]
+    sys.argv = [
+        "inference",
+        "configs/tinyworld_latentmem.yaml",
+        *SETTINGS,
+        f"output_folder={folder}",
+        f"prompt={PROMPT}",
+    ]
     inference.main()
     sys.argv = before
     return folder
@@ -149,9 +168,13 @@ def hostile(server: Server) -> dict[str, list]:
         "vanishes": b"POST /api/takes HTTP/1.1\r\n" + local + b"Content-Length: 500\r\n\r\n{",
         "garbage": os.urandom(2000),
         "1 GB": b"POST /api/uploads HTTP/1.1\r\n" + local + b"Content-Length: 1073741824\r\n\r\nxxxx",
-        "endless": b"POST /api/uploads HTTP/1.1\r\n" + local + b"Transfer-Encoding: chunked\r\n\r\n"
+        "endless": b"POST /api/uploads HTTP/1.1\r\n"
+        + local
+        + b"Transfer-Encoding: chunked\r\n\r\n"
         + 40 * (b"10000\r\n" + 65536 * b"x" + b"\r\n"),
-        "other origin": b"POST /api/takes HTTP/1.1\r\n" + local + b"Origin: http://evil.example\r\nContent-Length: 2\r\n\r\n{}",
+        "other origin": b"POST /api/takes HTTP/1.1\r\n"
+        + local
+        + b"Origin: http://evil.example\r\nContent-Length: 2\r\n\r\n{}",
         "other name": b"GET /api/takes HTTP/1.1\r\nHost: evil.example\r\n\r\n",
     }
     threads = []
@@ -310,7 +333,9 @@ def test_the_page_in_a_real_browser(server, folder, tmp_path):
         browser.type("#prompt", f"<img src=x onerror=alert(1)> {PROMPT}")
         browser.type("#seconds", "9")
         browser.click("#make")
-        browser.until(f"{there} >= 0 && document.querySelector('#takes [aria-current=true]').innerText.includes('<img')")
+        browser.until(
+            f"{there} >= 0 && document.querySelector('#takes [aria-current=true]').innerText.includes('<img')"
+        )
         pixels = f"{shown}.toDataURL()"
         first = browser.run(pixels)
         # It is paused, and the prompt is switched before it goes on.
@@ -337,7 +362,9 @@ def test_the_page_in_a_real_browser(server, folder, tmp_path):
             "(() => { const select = document.querySelector('.compare'); select.value = select.options[1].value;"
             "select.dispatchEvent(new Event('change')); })()"
         )
-        browser.until("document.querySelectorAll('#stage canvas').length === 2 && document.querySelector('#differ').innerText")
+        browser.until(
+            "document.querySelectorAll('#stage canvas').length === 2 && document.querySelector('#differ').innerText"
+        )
         count = browser.run("document.querySelectorAll('#takes .take').length")
         # After a reload all takes are there again; one is cancelled.
         browser.open(server.address)
