@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from pipeline.bank.settings import BankSettings
 from utils.errors import UserError
 from utils.settings import Settings, setting
 
@@ -150,6 +151,16 @@ class ContextPolicy(Settings):
     def fetched(self) -> tuple[int, ...]:
         """`pool` of the pieces of a plan that may be neither pinned nor recent."""
         return (1,) * self.memory_size
+
+    def bank(self, settings: BankSettings) -> BankSettings:
+        """The settings of its bank, given those that the user chose.
+
+        Raises:
+            UserError: they do not go with this policy.
+        """
+        if settings.eviction == "redundancy" and not self.retrieves:
+            raise UserError("bank.eviction redundancy compares frames as a retrieval does; use fifo or reservoir")
+        return settings
 
     def candidates(self, start: int) -> range:
         """Frames that may be retrieved for the block at `start`."""

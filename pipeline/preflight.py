@@ -278,7 +278,7 @@ class _Looked:
         leaving = max(config.num_output_frames - ring_frames(policy) - policy.pinned, 0) if policy.fetched else 0
         codec = build_codec(config.bank.storage, self.dtype)
         frame_bytes = config.batch_size * codec.record_bytes(shape.dims[1:])
-        return share_out(config.bank, frame_bytes, leaving, budget)
+        return share_out(policy.bank(config.bank), frame_bytes, leaving, budget)
 
     def _frame_shape(self) -> FrameShape:
         config = self.config
