@@ -105,6 +105,8 @@ class KVCache:
         self.own_table: Table | None = None  # rotation of the block's own tokens
         self.committing = False
         self.side = SideStream(device, "fetch")
+        self.store = SideStream(device, "store")
+        self.before_commit = self.side.mark()
         self.tables: dict[tuple[int, int], Table] = {}  # (position, pool) -> rotation of a piece
         self.most_tables = 2 * len(policy.largest)
 
@@ -129,9 +131,11 @@ class KVCache:
         """Start fetching the frames that the next plan retrieves for each sample.
 
         Frames that the last plan retrieved too stay where they are. Call it as soon as the frames
-        are known: the copies run beside the forwards that are queued after it.
+        are known: the copies run beside the forward that commits the block.
         """
-        with self.side.after_now():
+        newest = max((frame for frames in retrieved for frame in frames), default=-1)
+        is_committed = self.assembled is None or newest < self.assembled.start
+        with self.side.after(self.before_commit) if is_committed else self.side.after_now():
             for sample, frames in enumerate(retrieved):
                 self._stage(sample, [Piece(RETRIEVED, frame, 0) for frame in frames])
 
@@ -159,6 +163,7 @@ class KVCache:
         self._assemble(plan)
 
     def commit(self, plan: ContextPlan) -> None:
+        self.store.join()  # the frames that left are still read where the new ones will be written
         if plan != self.assembled:
             self._assemble(plan)
         self.committing = True
@@ -166,6 +171,7 @@ class KVCache:
             self.merged.commit()
         for piece in plan.own:
             self.versions[piece.frame] = self.versions.get(piece.frame, 0) + 1
+        self.before_commit = self.side.mark()
 
     def pop_transfers(self) -> TransferStats:
         return self.bank.pop_transfers() if self.bank is not None else TransferStats()
@@ -205,6 +211,7 @@ class KVCache:
                 keys = rotate(keys, self._table(piece.position, 1))
             context_keys[:, offset : offset + size] = keys
             context_values[:, offset : offset + size] = part.values
+            self.placed_bytes += 2 * context_keys[:, offset : offset + size].nbytes
 
     def _tokens(self, layer: int, frames: Sequence[int]) -> Tokens:
         """A layer's tokens of frames at hand; those of the pinned frames where none are named."""
@@ -360,16 +367,20 @@ class KVCache:
             self.bank.fetch(frame, sample, out)
 
     def _retire(self, plan: ContextPlan) -> None:
-        """Before a new block overwrites its part of the ring: hand the oldest frames to the bank."""
+        """Before a new block overwrites its part of the ring: hand the oldest frames to the bank.
+
+        They are copied beside the forwards; only `commit` writes where they lie.
+        """
         block = len(plan.own)
         self.end = plan.start + block
         if self.bank is None:
             return
         oldest = plan.start - len(self.ring)
-        for frame in range(max(oldest, 0), oldest + block):
-            if frame not in self.pins:
-                place = frame % len(self.ring)
-                self.bank.put([frame], self.ring[place : place + 1])
+        with self.store.after_now():
+            for frame in range(max(oldest, 0), oldest + block):
+                if frame not in self.pins:
+                    place = frame % len(self.ring)
+                    self.bank.put([frame], self.ring[place : place + 1])
 
     def _table(self, position: int, pool: int) -> Table:
         """Rotation of a piece; the latest ones are kept, as most positions come again in the next block."""

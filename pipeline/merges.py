@@ -21,6 +21,8 @@ class RunningMeans(MergeRule):
     places.
     """
 
+    by_head = True
+
     def __init__(self, policy: ContextPolicy, shape: FrameShape) -> None:
         self.rates = (policy.merge_long, policy.merge_short)
         self.shape = shape
@@ -52,6 +54,8 @@ class AdaptiveMeans(RunningMeans):
     A token's rate is between 0.1 and 5 times `merge_short`, by how far its key is from the mean of the newest frames,
     in proportion to the farthest one.
     """
+
+    by_head = False  # how far is the mean over the heads
 
     def mean(self, kv: torch.Tensor) -> torch.Tensor:
         return rearrange(kv, "two b (f t) h d -> two b f t h d", t=self.shape.tokens()).mean(dim=2)

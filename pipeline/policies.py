@@ -62,6 +62,12 @@ class RetrievedMemory(MergingPolicy):
     recent_exclude: int = setting(
         5, "latentmem: latest frames to leave the window that may not be retrieved yet (R)", at_least=0
     )
+    retrieve_after: str = setting(
+        "window",
+        "latentmem: what a frame must have left to be retrievable: the window of local_attn_size frames, or the local "
+        "part, after which nothing is neither attended to nor retrievable but for recent_exclude",
+        choices=("window", "local"),
+    )
     unused_to_local: bool = setting(False, "latentmem: slots that nothing was retrieved for hold further local frames")
 
     retrieved_positions: str = setting(
@@ -77,6 +83,11 @@ class RetrievedMemory(MergingPolicy):
                 f"merge {self.merge} needs a local part of one size, and unused_to_local=true changes it; set "
                 "unused_to_local=false"
             )
+        if self.retrieve_after == "local" and self.unused_to_local:
+            raise UserError(
+                "retrieve_after local needs a local part of one size, and unused_to_local=true changes it; set "
+                "unused_to_local=false"
+            )
 
     @property
     def local_size(self) -> int:
@@ -84,7 +95,9 @@ class RetrievedMemory(MergingPolicy):
         return self.local_attn_size - self.sink_size - reserved
 
     def candidates(self, start: int) -> range:
-        left = max(start - self.local_attn_size, 0)  # frames after the sink that left the window
+        left = start - self.local_attn_size  # frames after the sink that left the window
+        if self.retrieve_after == "local":
+            left = start + self.block - self.beside_merged(start) - self.sink_size  # or that left the local part
         count = max(left - self.recent_exclude, 0) if self.memory_size else 0
         return range(self.sink_size, self.sink_size + count)
 
@@ -104,7 +117,9 @@ class RetrievedMemory(MergingPolicy):
 
     def describe(self) -> str:
         local_size = self.local_attn_size - self.sink_size - self.memory_size - self.merged_frames
-        gap = self.block + self.memory_size + self.recent_exclude
+        gap = self.recent_exclude
+        if self.retrieve_after == "window":
+            gap += self.block + self.memory_size
         return (
             f"[sink {self.sink_size}{self.describe_merged()} | retrieved {self.memory_size} | local {local_size}]; "
             f"{gap} frames before it are neither attended to nor retrievable yet{self.describe_commit()}"

@@ -23,11 +23,10 @@ from pipeline.heads import require_head_groups
 from pipeline.kv_cache import KVCache, ring_frames
 from pipeline.offload import require_quantization
 from pipeline.sampler import FlowSchedule
-from utils.errors import UserError
+from utils.errors import DOWNLOAD, UserError
 from utils.files import require_file
 from utils.processes import leads, per_video
 from utils.settings import require_choice
-from utils.tensors import DOWNLOAD
 from wan.attention import find_backend
 from wan.checkpoint import meta_model, read_generator
 from wan.lora import read_loras
@@ -102,7 +101,7 @@ def preflight(config: RunConfig) -> Preflight:
     vae = decoder.read(files[decoder.role])
     _require_one_family(config, params, files, text_config.d_model, vae, decoder)
     _require_size(config, params, vae.format)
-    require_group(params, block_tokens(config, params, vae.format), config.generator_ckpt)
+    require_group(config.policy(), params, block_tokens(config, params, vae.format), config.generator_ckpt)
     _require_whole_heads(config, params)
     if descriptor := config.descriptor():
         descriptor.load(vae.format.shape(config.height, config.width), "cpu")
@@ -146,7 +145,7 @@ def weight_files(config: RunConfig) -> dict[str, Path]:
         files["head_groups"] = Path(config.model_kwargs.head_groups)
     for role, path in files.items():
         if not path.is_dir():
-            require_file(path, f"{role} file", decoder.remedy if role == decoder.role else DOWNLOAD)
+            require_file(path, f"{role} file", decoder.remedy() if role == decoder.role else DOWNLOAD)
     return files
 
 
@@ -307,7 +306,7 @@ def _require_one_family(
 
 def _require_whole_heads(config: RunConfig, params: WanParams) -> None:
     """Refuse what the attention of this run cannot do."""
-    policy, kwargs = config.policy(), config.model_kwargs
+    kwargs = config.model_kwargs
     if kwargs.head_groups:
         require_head_groups(kwargs.head_groups, params.num_layers, params.num_heads, config.generator_ckpt)
     biased = "head_groups" if kwargs.head_groups else f"bias {kwargs.bias}" if kwargs.bias != "none" else ""
@@ -316,11 +315,9 @@ def _require_whole_heads(config: RunConfig, params: WanParams) -> None:
             f"{biased} adds to attention's logits, which attention_backend {config.attention_backend} does not take; "
             "set attention_backend=native"
         )
-    looks_at_heads = "head_groups" if kwargs.head_groups else f"merge {policy.merge}" if policy.merged_frames else ""
-    if looks_at_heads and per_video() > 1:
+    if kwargs.head_groups and per_video() > 1:
         raise UserError(
-            f"{looks_at_heads} looks at all heads of a layer, which GPUS_PER_VIDEO={per_video()} shares out; use "
-            "GPUS_PER_VIDEO=1"
+            f"head_groups tells the heads of a layer apart, which GPUS_PER_VIDEO={per_video()} shares out; unset it"
         )
 
 

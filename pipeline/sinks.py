@@ -15,7 +15,7 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.decode import State, decode_stream, require_finite
-from pipeline.film import Film
+from pipeline.film import Film, Watch
 from pipeline.generation import LatentBlock
 from pipeline.given import Given, Stored
 from pipeline.latents import open_latents
@@ -65,12 +65,14 @@ class VideoSink:
     Attributes:
         names: sample -> name.
         weights: gives the names and digests of the weight files, once they are needed.
+        watch: is shown each block's frames [B, T, H, W, 3] in bytes on their way to the file.
     """
 
     folder: Path
     names: Mapping[Sample, str]
     config: RunConfig
     weights: Callable[[], Weights]
+    watch: Watch | None = None
 
     def path(self, sample: Sample) -> Path:
         return self.folder / f"{self.names[sample]}.mp4"
@@ -128,7 +130,7 @@ class VideoSink:
         for unfinished in making.values():
             unfinished.begin((self.config.num_output_frames, *shape))
         segments, states = _decoded(making, len(batch))
-        film = Film(pipeline, making, segments, states, known, clock)
+        film = Film(pipeline, making, segments, states, known, clock, self.watch)
         side = SideStream(pipeline.device, "decode")
 
         def take(block: LatentBlock, ready: AbstractContextManager) -> None:

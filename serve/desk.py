@@ -44,6 +44,7 @@ class Desk:
         Raises:
             UserError: names what is wrong.
         """
+        content = {"method": self.studio.method} | content
         against = content.pop("against", None)
         request = parse_request(content)
         contents = [content]
