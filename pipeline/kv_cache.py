@@ -17,7 +17,7 @@ from pipeline.bias import find_bias
 from pipeline.context import ENCODED, MERGED, OWN_INDEX, RETRIEVED, ContextPlan, ContextPolicy, Piece
 from pipeline.frames import FrameShape, Staged, pooled
 from pipeline.merged import MergedMemory, Tokens
-from pipeline.merges import find_rule
+from pipeline.merges import find_rule, merged_bytes
 from utils.streams import SideStream
 from wan.model import Attended
 from wan.rope import Table, rope_table, rotate, rotate_into
@@ -113,8 +113,8 @@ class KVCache:
     @staticmethod
     def nbytes_of(shape: FrameShape, policy: ContextPolicy, dtype: torch.dtype) -> int:
         """Bytes of the buffers that a cache makes at once."""
-        merged = 3 * policy.merged_frames  # of the block before, and of this one before and after its commit
-        size = shape.nbytes(dtype) * (ring_frames(policy) + policy.pinned + policy.encoded_frames + merged)
+        size = shape.nbytes(dtype) * (ring_frames(policy) + policy.pinned + policy.encoded_frames)
+        size += merged_bytes(policy, shape, dtype)
         return size + sum(shape.nbytes(dtype, pool) for pool in (*policy.fetched, *policy.largest))
 
     @property

@@ -22,6 +22,7 @@ class RunningMeans(MergeRule):
     """
 
     by_head = True
+    in_float32 = True
 
     def __init__(self, policy: ContextPolicy, shape: FrameShape) -> None:
         self.rates = (policy.merge_long, policy.merge_short)
@@ -154,6 +155,14 @@ MERGES: dict[str, Callable[[ContextPolicy, FrameShape], MergeRule]] = {
     "tether": Tether,
     "participation": Participation,
 }
+
+
+def merged_bytes(policy: ContextPolicy, shape: FrameShape, dtype: torch.dtype) -> int:
+    """Bytes of the merged frames of all layers: those that a block began with, and those that it has made."""
+    if not policy.merged_frames:
+        return 0
+    kept = torch.float32 if MERGES[policy.merge].in_float32 else dtype
+    return 2 * policy.merged_frames * shape.nbytes(kept)
 
 
 def find_rule(policy: ContextPolicy, shape: FrameShape) -> MergeRule | None:
