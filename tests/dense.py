@@ -180,9 +180,27 @@ def participating(cache: DenseCache, layer: int, sample: int, number: int) -> to
     return tokens[:, number * size : (number + 1) * size].float()
 
 
+def nearest(cache: DenseCache, layer: int, sample: int, number: int) -> torch.Tensor:
+    """Every token that left, one after another, into the merged token that was nearest when its block left."""
+    size = cache.shape.tokens()
+    groups: list[list[torch.Tensor]] = []  # of each merged token, what went into it, [2, heads, head_dim] each
+    for frames in cache.leavings():
+        tokens = [cache.frames[layer, frame][:, sample, place] for frame in frames for place in range(size)]
+        if not groups:
+            begin = cache.policy.merged_size * size
+            groups, tokens = [[token] for token in tokens[:begin]], tokens[begin:]
+        means = [torch.stack(group).double().mean(dim=0)[0].flatten() for group in groups]
+        for token in tokens:
+            cosines = [torch.cosine_similarity(token[0].double().flatten(), mean, dim=0) for mean in means]
+            groups[int(torch.stack(cosines).argmax())].append(token)
+    found = [torch.stack(group).double().mean(dim=0) for group in groups[number * size : (number + 1) * size]]
+    return torch.stack(found, dim=1).float()
+
+
 MERGED_FRAMES = {  # rule -> keys and values [2, tokens, heads, head_dim] of a merged frame
     "ema": running_mean,
     "ema_adaptive": adaptive_mean,
     "tether": tethered,
+    "nearest": nearest,
     "participation": participating,
 }

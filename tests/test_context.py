@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.context import COMMIT_RULES, LOCAL, MERGED, OWN, RETRIEVED, SINK
-from pipeline.merging import DeepForcing
+from pipeline.merging import WHOLE, DeepForcing
 from pipeline.policies import CompressedPast, ReencodedWindow, RetrievedMemory, RollingSink, SlidingWindow
 from utils.errors import UserError
 
@@ -58,7 +58,7 @@ def cutting(draw):
 @st.composite
 def merging(draw):
     """Windows and retrieved memory whose leaving frames are merged."""
-    merge = draw(st.sampled_from(["ema", "ema_adaptive", "tether"]))
+    merge = draw(st.sampled_from(["ema", "ema_adaptive", "tether", "nearest"]))
     found = draw(sizes(memory=draw(st.booleans())))
     found |= {"merge": merge, "merge_short": 0.2, "merged_size": draw(st.integers(1, 5))}
     found["local_attn_size"] += found["merged_size"] + 2
@@ -187,7 +187,7 @@ def test_merged_frames_take_in_every_frame_that_leaves_once_and_fit_the_window(p
     following = policy.plan(start + policy.block)
     assert following.leaving[0] == plan.leaving[-1] + 1
     first = next(one.leaving for one in map(policy.plan, range(0, start + 1, policy.block)) if one.leaving)
-    assert first[0] == policy.sink_size if policy.merge == "tether" else len(first) <= policy.block
+    assert first[0] == policy.sink_size if policy.merge in WHOLE else len(first) <= policy.block
 
 
 @given(cutting(), blocks)
