@@ -106,6 +106,7 @@ class ContextPolicy(Settings):
         0.1, "bias recency: power of the distance at the first step; it doubles with each", at_least=0, at_most=10
     )
     block: int = 3  # latent frames generated together; a run's `num_frame_per_block`
+    first: int | None = None  # latent frames of the video's first block, where it is another
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -161,6 +162,14 @@ class ContextPolicy(Settings):
         if settings.eviction == "redundancy" and not self.retrieves:
             raise UserError("bank.eviction redundancy compares frames as a retrieval does; use fifo or reservoir")
         return settings
+
+    def size(self, start: int) -> int:
+        """Latent frames of the block at `start`."""
+        return self.first if start == 0 and self.first is not None else self.block
+
+    def number(self, start: int) -> int:
+        """How many blocks come before the one at `start`."""
+        return -(-start // self.block)
 
     def candidates(self, start: int) -> range:
         """Frames that may be retrieved for the block at `start`."""
@@ -219,7 +228,7 @@ def local(policy: ContextPolicy, start: int, size: int, shift: int = 0) -> tuple
 
 def own(policy: ContextPolicy, start: int, shift: int = 0) -> tuple[Piece, ...]:
     """The block's frames."""
-    return tuple(Piece(OWN, frame, frame - shift) for frame in range(start, start + policy.block))
+    return tuple(Piece(OWN, frame, frame - shift) for frame in range(start, start + policy.size(start)))
 
 
 def commit_same(policy: ContextPolicy, plan: ContextPlan) -> ContextPlan:
