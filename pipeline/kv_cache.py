@@ -167,7 +167,7 @@ class KVCache:
         if plan != self.assembled:
             self._assemble(plan)
         self.committing = True
-        if self.merged is not None:
+        if self.merged is not None and plan.start == self.end - len(plan.own):  # not where older frames are made again
             self.merged.commit()
         for piece in plan.own:
             self.versions[piece.frame] = self.versions.get(piece.frame, 0) + 1
