@@ -26,6 +26,7 @@ from pipeline.selection import SELECTIONS
 from tinyworld.hypotheses import Hypothesis
 from tinyworld.judge_sink import JudgeSink
 from tinyworld.judging import measure as judge
+from tinyworld.league import BASELINES, LEAGUES, league_rows
 from tinyworld.results import TRUTH, Unit
 from tinyworld.store import Store
 from tinyworld.tables import report
@@ -57,6 +58,10 @@ class BenchmarkSettings(Settings):
     rows: dict[str, Row] = setting({}, "name -> config and overrides it generates with; the name is a folder too")
     comparisons: dict[str, list[str]] = setting({}, "question -> [baseline, rows that are compared with it]")
     hypotheses: dict[str, list[Hypothesis]] = setting({}, "family -> differences that are tested together")
+    methods: str = setting(
+        "none", "rows of inference.sh's methods instead, at published sizes or in one window", choices=LEAGUES
+    )
+    league: list[str] = setting([], "measures of the one family of hypotheses in which methods are compared")
     only: list[str] = setting([], "rows to run; all if empty")
     prompts: int = setting(64, "held-out captions", at_least=1)
     samples: int = setting(1, "videos a caption", at_least=1)
@@ -128,8 +133,22 @@ class BenchmarkSettings(Settings):
         return max(self.run_config(name).policy().local_attn_size for name in self.rows)
 
 
+def with_methods(settings: BenchmarkSettings) -> BenchmarkSettings:
+    """The settings with methods as rows, each compared with the two that all start from, if they ask for it."""
+    if settings.methods == "none":
+        return settings
+    rows = {name: Row(config, changes) for name, (config, changes) in league_rows(settings.methods).items()}
+    comparisons, family = {}, []
+    for baseline in BASELINES:
+        comparisons[f"what each method changes to {baseline}"] = [baseline, *(row for row in rows if row != baseline)]
+        for row in comparisons[f"what each method changes to {baseline}"][1:]:
+            family += [Hypothesis(baseline=baseline, row=row, metric=metric) for metric in settings.league]
+    hypotheses = {"methods differ from native and latentmem": family}
+    return replace(settings, rows=rows, comparisons=comparisons, hypotheses=hypotheses)
+
+
 def main() -> None:
-    settings = load_settings(BenchmarkSettings, CONFIG, sys.argv[1:])
+    settings = with_methods(load_settings(BenchmarkSettings, CONFIG, sys.argv[1:]))
     rows = {name: preflight(settings.run_config(name)) for name in settings.chosen()}
     stores = open_stores(settings, rows)
     before = count_results(settings, stores)
