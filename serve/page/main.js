@@ -29,7 +29,7 @@ function hear(news) {
   if (news.all) state.takes.clear();
   for (const take of news.takes) state.takes.set(take.number, take);
   for (const number of news.gone) {
-    state.takes.delete(number);
+    for (const known of [state.takes, state.blocks, state.drift]) known.delete(number);
     if (state.shown === number || state.beside === number) show(null);
   }
   if (news.reports) problem(lookAgain);
