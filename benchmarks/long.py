@@ -62,10 +62,12 @@ def main() -> None:
 
 def look(config: LongConfig) -> None:
     """Refuse what a run could not be made of, before the first of them starts."""
+    from benchmarks.inputs import first_prompt
     from pipeline.config import load_config
     from pipeline.preflight import preflight
 
     overrides = {"num_output_frames": config.frames // 3 * 3}
+    first_prompt(load_config(config.config, overrides))
     for bank in RUNS.values():
         preflight(load_config(config.config, {**overrides, "bank": bank}))
     require_writable(config.output)
@@ -81,11 +83,12 @@ def generate(config: LongConfig) -> None:
 
     import psutil
 
+    from benchmarks.inputs import first_prompt
     from pipeline import load
 
     frames = config.frames // 3 * 3
     pipeline = load(config.config, num_output_frames=frames, bank=RUNS[config.only])
-    prompt = Path(pipeline.config.data_path).read_text().splitlines()[0]
+    prompt = first_prompt(pipeline.config)
     process = psutil.Process()
     blocks = []
     started = time.perf_counter()

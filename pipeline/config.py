@@ -9,13 +9,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.autoencoders import AUTOENCODERS
 from pipeline.bank.settings import BankSettings
 from pipeline.context import ContextPolicy
 from pipeline.descriptors import DESCRIPTORS, Descriptor
 from pipeline.downloads import require_downloaded
 from pipeline.footprint import PRESETS, Preset
+from pipeline.offload import QUANTIZATION
 from pipeline.parent import inherited, read_parent
 from pipeline.policies import POLICIES
+from pipeline.sampler import SAMPLERS
 from pipeline.scenes import SWITCHES
 from pipeline.selection import SELECTIONS
 from utils.command_line import as_overrides
@@ -70,7 +73,7 @@ class WeightSettings(Settings):
     use_ema: bool = setting(False, "take the averaged weights of a checkpoint that has both")
     lora_ckpt: Any = setting(None, "a LoRA, or a list of {path, weight}", place=True)
     adapter: AdapterSettings | None = setting(None, "sizes of a LoRA whose file does not say them")
-    vae: str = setting("full", "tiny is a small decoder, faster and less exact", choices=("full", "tiny"))
+    vae: str = setting("full", "tiny is a small decoder, faster and less exact", choices=AUTOENCODERS)
     tiny_vae_ckpt: str | None = setting(None, "weights of vae tiny", place=True, reads=True)
 
 
@@ -127,7 +130,7 @@ class SamplingSettings(Settings):
         [1000, 750, 500, 250], "noise levels of the steps, falling", at_least=1, at_most=1000
     )
     warp_denoising_step: bool = setting(True, "read the list as unshifted times and shift them")
-    sampler: str = setting("few_step", "how the steps are taken", choices=("few_step", "euler"))
+    sampler: str = setting("few_step", "how the steps are taken", choices=SAMPLERS)
     num_frame_per_block: int = setting(3, "latent frames generated together", at_least=1, at_most=1000)
     context_noise: float = setting(
         0.0, "timestep at which a finished block's keys and values are computed", at_least=0, at_most=1000
@@ -168,9 +171,7 @@ class PlacementSettings(Settings):
     memory: str = setting(
         "balanced", "where weights and frames lie, for GPUs of about 12, 24 and 80 GB", choices=PRESETS, place=True
     )
-    weights: str = setting(
-        "same", "how the transformer's weights are kept", choices=("same", "cast_fp8", "fp8", "int8")
-    )
+    weights: str = setting("same", "how the transformer's weights are kept", choices=QUANTIZATION)
     dtype: str = setting(
         "auto", "of the models; auto is bfloat16 on a GPU, float32 on a CPU", choices=("auto", "float32", "bfloat16")
     )
@@ -264,7 +265,7 @@ class CorpusConfig(RunConfig):
     max_video_saves: int = setting(
         0, "how many of the latents are decoded too, for a look", at_least=0, at_most=10**6, place=True
     )
-    vae: str = setting("full", "decoder of those videos", choices=("full", "tiny"), place=True)
+    vae: str = setting("full", "decoder of those videos", choices=AUTOENCODERS, place=True)
 
 
 def load_config(

@@ -82,6 +82,7 @@ class ContextPolicy(Settings):
 
     retrieves: ClassVar[bool] = False  # a run with it has a retrieval index and keeps the frames that leave
     memory_size: ClassVar[int] = 0  # retrieved frames of a plan, at most
+    looks_at_noise: ClassVar[bool] = False  # what a block sees depends on its first denoising forward
     merged_frames: ClassVar[int] = 0  # merged frames of a plan, at most
 
     local_attn_size: int = setting(12, "latent frames a block attends to, its own included (L)", at_least=1)

@@ -13,7 +13,7 @@ import torch
 from pipeline.bank.bank import TransferStats
 from pipeline.context import ContextPlan, ContextPolicy, Piece
 from pipeline.kv_cache import Cache
-from pipeline.noise import NoiseSource
+from pipeline.noise import NoiseAhead, NoiseSource, SeededNoise
 from pipeline.retrieval import Index, Selection
 from pipeline.sampler import Sampler
 from pipeline.scenes import SWITCHES, Scene, whole_plan
@@ -77,6 +77,10 @@ class Generation:
     scene: Scene = field(default=Scene(), init=False)
     recent: torch.Tensor | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        if self.device.type == "cuda" and isinstance(self.noise, SeededNoise):
+            self.noise = NoiseAhead(self.noise, self.device)
+
     @property
     def coming(self) -> range:
         """The latent frames of the block to come."""
@@ -106,8 +110,8 @@ class Generation:
     def commit(self, latents: torch.Tensor, plan: ContextPlan) -> LatentBlock:
         """Finish the planned block with these latents, [B, F, C, H, W], sampled or given.
 
-        Indexes them, chooses what the next block retrieves and starts to fetch it, and leaves their keys and values
-        in the cache.
+        Indexes them, leaves their keys and values in the cache, chooses what the next block retrieves and starts to
+        fetch it. A GPU has the forward to do while the host waits for what is similar.
         """
         chosen = self.selection
         self.start += len(plan.own)
@@ -115,10 +119,11 @@ class Generation:
         self.cache.commit(self.policy.commit(plan))
         if self.index is not None:
             self.index.add(latents)
+        self._flow(latents, self.context_noise)
+        if self.index is not None:
             self.selection = self._select()
             if self.selection:
                 self.cache.prefetch(self.selection.frames)  # runs beside the forward
-        self._flow(latents, self.context_noise)
         return LatentBlock(latents, plan, chosen, self.cache.tier_bytes, self.cache.pop_transfers())
 
     def step(self) -> LatentBlock:
@@ -128,7 +133,16 @@ class Generation:
 
     def give(self, latents: torch.Tensor) -> LatentBlock:
         """Take the next block as it is given, [B, F, C, H, W] on the generation's device."""
-        return self.commit(latents, self.begin())
+        plan = self.begin()
+        if self.policy.looks_at_noise:
+            self._look(plan)
+        return self.commit(latents, plan)
+
+    @torch.no_grad()
+    def _look(self, plan: ContextPlan) -> None:
+        """The first forward that the block would be sampled with, as what it sees depends on that."""
+        block = plan.start // len(plan.own)
+        self._flow(self._noise(block, 0), self.sampler.timesteps[0])
 
     @torch.no_grad()
     def switch(self, prompt_embeds: torch.Tensor, how: str = "text") -> None:

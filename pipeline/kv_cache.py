@@ -102,6 +102,8 @@ class KVCache:
         self.own_table: Table | None = None  # rotation of the block's own tokens
         self.committing = False
         self.side = SideStream(device, "fetch")
+        self.store = SideStream(device, "store")
+        self.before_commit = self.side.mark()
         self.tables: dict[tuple[int, int], Table] = {}  # (position, pool) -> rotation of a piece
         self.most_tables = 2 * len(policy.largest)
 
@@ -126,9 +128,11 @@ class KVCache:
         """Start fetching the frames that the next plan retrieves for each sample.
 
         Frames that the last plan retrieved too stay where they are. Call it as soon as the frames
-        are known: the copies run beside the forwards that are queued after it.
+        are known: the copies run beside the forward that commits the block.
         """
-        with self.side.after_now():
+        newest = max((frame for frames in retrieved for frame in frames), default=-1)
+        is_committed = self.assembled is None or newest < self.assembled.start
+        with self.side.after(self.before_commit) if is_committed else self.side.after_now():
             for sample, frames in enumerate(retrieved):
                 self._stage(sample, [Piece(RETRIEVED, frame, 0) for frame in frames])
 
@@ -155,6 +159,7 @@ class KVCache:
         self._assemble(plan)
 
     def commit(self, plan: ContextPlan) -> None:
+        self.store.join()  # the frames that left are still read where the new ones will be written
         if plan != self.assembled:
             self._assemble(plan)
         self.committing = True
@@ -162,6 +167,7 @@ class KVCache:
             self.merged.commit()
         for piece in plan.own:
             self.versions[piece.frame] = self.versions.get(piece.frame, 0) + 1
+        self.before_commit = self.side.mark()
 
     def pop_transfers(self) -> TransferStats:
         return self.bank.pop_transfers() if self.bank is not None else TransferStats()
@@ -171,17 +177,17 @@ class KVCache:
         """Write this forward's own keys and values; see `wan.model.Context`."""
         if self.committing:
             self._keep(layer, k, v)
-        q = rotate(q, self.own_table)
+        rotated_q = rotate(q, self.own_table)
         if self.merged is not None:
-            self._update_merged(layer, q)
+            self._update_merged(layer, q, rotated_q)
         keys, values = self.context[:, layer, :, :, : self.stop].transpose(2, 3)  # [B, tokens, heads, head_dim] each
         rotate_into(keys[:, self.start :], k, self.own_table)
         values[:, self.start :] = v
-        return Attended(q, keys, values)
+        return Attended(rotated_q, keys, values)
 
-    def _update_merged(self, layer: int, q: torch.Tensor) -> None:
+    def _update_merged(self, layer: int, q: torch.Tensor, rotated_q: torch.Tensor) -> None:
         """Make a layer's merged pieces where that is due, and write them into the context where they are others."""
-        changed = self.merged.update(layer, q, self.committing, partial(self._tokens, layer))
+        changed = self.merged.update(layer, q, rotated_q, self.committing, partial(self._tokens, layer))
         if not changed and layer not in self.unwritten:
             return
         self.unwritten.discard(layer)
@@ -348,16 +354,20 @@ class KVCache:
             self.bank.fetch(frame, sample, out)
 
     def _retire(self, plan: ContextPlan) -> None:
-        """Before a new block overwrites its part of the ring: hand the oldest frames to the bank."""
+        """Before a new block overwrites its part of the ring: hand the oldest frames to the bank.
+
+        They are copied beside the forwards; only `commit` writes where they lie.
+        """
         block = len(plan.own)
         self.end = plan.start + block
         if self.bank is None:
             return
         oldest = plan.start - len(self.ring)
-        for frame in range(max(oldest, 0), oldest + block):
-            if frame not in self.pins:
-                place = frame % len(self.ring)
-                self.bank.put([frame], self.ring[place : place + 1])
+        with self.store.after_now():
+            for frame in range(max(oldest, 0), oldest + block):
+                if frame not in self.pins:
+                    place = frame % len(self.ring)
+                    self.bank.put([frame], self.ring[place : place + 1])
 
     def _table(self, position: int, pool: int) -> Table:
         """Rotation of a piece; the latest ones are kept, as most positions come again in the next block."""

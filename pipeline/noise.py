@@ -2,10 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
 from random import Random
 from typing import Protocol
 
 import torch
+
+from utils.streams import make_ahead
 
 
 class NoiseSource(Protocol):
@@ -44,6 +48,46 @@ class SeededNoise:
         prompt, number = sample
         name = f"{self.seed}/{prompt}/{number}/{block}/{purpose}"
         return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+class NoiseAhead:
+    """Draws each block's noise while the block before it is made, in a thread, into pinned memory.
+
+    Args:
+        source: whose noise it is; it must not matter to it in which order it is asked.
+        device: the GPU that the noise goes to.
+    """
+
+    def __init__(self, source: SeededNoise, device: torch.device) -> None:
+        self.source, self.device = source, device
+        self.steps: dict[int, list[int]] = {}  # block -> its steps that were asked for
+        self.drawn: dict[tuple[int, int], Future[torch.Tensor]] = {}  # (block, step) -> its noise
+
+    def draw(self, block: int, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        known = self.steps.get(block - 1, [])
+        if step == 0:
+            self._draw_ahead(block + 1, known, shape)
+            self.steps = {block - 1: known, block: []}
+        self.steps.setdefault(block, []).append(step)
+        ahead = self.drawn.pop((block, step), None)
+        return self._draw(block, step, shape) if ahead is None else ahead.result()
+
+    def rngs(self, block: int) -> list[Random]:
+        return self.source.rngs(block)
+
+    def _draw_ahead(self, block: int, steps: Sequence[int], shape: tuple[int, ...]) -> None:
+        """Draw the noise of a block's steps, those that the last whole block asked for."""
+        kept = {}
+        for key, future in self.drawn.items():
+            if key[0] == block - 1:
+                kept[key] = future
+        makers = [partial(self._draw, block, step, shape) for step in steps]
+        for step, future in zip(steps, make_ahead(self.device, makers), strict=True):
+            kept[block, step] = future
+        self.drawn = kept
+
+    def _draw(self, block: int, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return self.source.draw(block, step, shape).pin_memory()
 
 
 class RecordedNoise:

@@ -22,11 +22,10 @@ from pipeline.group import describe_group, require_group
 from pipeline.kv_cache import KVCache, ring_frames
 from pipeline.offload import require_quantization
 from pipeline.sampler import FlowSchedule
-from utils.errors import UserError
+from utils.errors import DOWNLOAD, UserError
 from utils.files import require_file
 from utils.processes import leads, per_video
 from utils.settings import require_choice
-from utils.tensors import DOWNLOAD
 from wan.attention import find_backend
 from wan.checkpoint import meta_model, read_generator
 from wan.lora import read_loras
@@ -101,7 +100,7 @@ def preflight(config: RunConfig) -> Preflight:
     vae = decoder.read(files[decoder.role])
     _require_one_family(config, params, files, text_config.d_model, vae, decoder)
     _require_size(config, params, vae.format)
-    require_group(params, block_tokens(config, params, vae.format), config.generator_ckpt)
+    require_group(config.policy(), params, block_tokens(config, params, vae.format), config.generator_ckpt)
     if descriptor := config.descriptor():
         descriptor.load(vae.format.shape(config.height, config.width), "cpu")
     looked = _Looked(config, device, text_device, dtype, params, generator, text, vae)
@@ -142,7 +141,7 @@ def weight_files(config: RunConfig) -> dict[str, Path]:
     files |= config.descriptor_files()
     for role, path in files.items():
         if not path.is_dir():
-            require_file(path, f"{role} file", decoder.remedy if role == decoder.role else DOWNLOAD)
+            require_file(path, f"{role} file", decoder.remedy() if role == decoder.role else DOWNLOAD)
     return files
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.descriptors import Describe
 from pipeline.selection import SelectionRule, most_similar
+from utils.streams import OnHost
 
 
 @dataclass(frozen=True)
@@ -56,29 +57,62 @@ class Retrieval:
         self.rows: dict[int, int] = {}  # frame -> row
         self.free: list[int] = []
         self.last = -1  # the last finished frame
-        self.most_similar_pair = MostSimilarPair(self.vectors)
+        self.coming: list[tuple[range, OnHost]] = []  # frames, and their vectors on the way to the host
+        self.on_host: dict[int, torch.Tensor] = {}  # frame -> [B, D], where the table lies on a GPU
+        self.similar: OnHost | None = None  # [rows, B], of every row to the last frame, where the table lies on a GPU
+        self.most_similar_pair = MostSimilarPair(self.host_vectors)
 
     def add(self, latents: torch.Tensor) -> None:
-        for vector in F.normalize(self.describe(latents), dim=-1).unbind(1):
+        vectors = F.normalize(self.describe(latents), dim=-1)
+        first = self.last + 1
+        for vector in vectors.unbind(1):
             if not self.free:
                 self._grow(vector)
             self.last += 1
             row = self.free.pop()
             self.rows[self.last] = row
             self.table[row] = vector
+        if vectors.device.type == "cuda":  # all that the host may ask for starts its way now
+            self.coming.append((range(first, self.last + 1), OnHost(vectors)))
+            self.similar = OnHost(torch.einsum("n b d, b d -> n b", self.table, vectors[:, -1]))
 
     def drop(self, frame: int) -> None:
         self.free.append(self.rows.pop(frame))
+        self.on_host.pop(frame, None)
 
     def vectors(self, frames: Sequence[int]) -> torch.Tensor:
         """Normalised descriptors [len(frames), B, D]."""
         rows = torch.tensor([self.rows[frame] for frame in frames])
         return self.table.index_select(0, rows.to(self.table.device, non_blocking=True))
 
+    def host_vectors(self, frames: Sequence[int]) -> torch.Tensor:
+        """The same on the host."""
+        if self.table.device.type == "cpu":
+            return self.vectors(frames)
+        self._take_in()
+        return torch.stack([self.on_host[frame] for frame in frames])
+
+    def _take_in(self) -> None:
+        """Keep what has come to the host, in memory that is not pinned."""
+        for frames, vectors in self.coming:
+            for frame, vector in zip(frames, vectors.get().clone().unbind(1), strict=True):
+                if frame in self.rows:
+                    self.on_host[frame] = vector
+        self.coming = []
+
+    def similarities(self, candidates: Sequence[int]) -> list[list[float]]:
+        """Cosines in float32 of the candidates to the last finished frame, a row for each sample."""
+        if self.similar is None:
+            query = self.table[self.rows[self.last]]
+            return torch.einsum("n b d, b d -> b n", self.vectors(candidates), query).tolist()
+        rows = self.similar.get().tolist()
+        self._take_in()
+        found = [rows[self.rows[frame]] for frame in candidates]
+        return [list(row) for row in zip(*found, strict=True)]
+
     def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
-        """See `Index`; the query is the last finished frame, similarity the cosine in float32."""
-        query = self.table[self.rows[self.last]]
-        similarities = torch.einsum("n b d, b d -> b n", self.vectors(candidates), query).tolist()
+        """See `Index`; the query is the last finished frame."""
+        similarities = self.similarities(candidates)
         frames, found = [], []
         for row, rng in zip(similarities, rngs, strict=True):
             chosen = self.rule(row, candidates, k, rng)

@@ -25,8 +25,10 @@ def sizes(draw, memory: bool) -> dict[str, int]:
 
 windows = st.builds(lambda found, at_window: SlidingWindow(**found, window_positions=at_window),
                     sizes(memory=False), st.booleans())  # fmt: skip
-memories = st.builds(lambda found, spare: RetrievedMemory(**found, unused_to_local=spare),
-                     sizes(memory=True), st.booleans())  # fmt: skip
+memories = st.builds(
+    lambda found, more: RetrievedMemory(**found, **more),
+    sizes(memory=True), st.sampled_from([{}, {"unused_to_local": True}, {"retrieve_after": "local"}]),
+)  # fmt: skip
 rollings = st.builds(lambda block, turns: RollingSink(local_attn_size=block * (2 + turns), sink_size=0, block=block),
                      st.integers(1, 4), st.integers(0, 5))  # fmt: skip
 compressed = st.builds(
@@ -89,14 +91,17 @@ def test_retrieved_memory_fits_its_window(policy, block, random):
 
 
 @given(memories, blocks)
-def test_candidates_left_the_window_and_are_not_attended_already(policy, block):
+def test_candidates_left_the_window_or_the_local_part_and_are_not_attended_already(policy, block):
     assume(policy.memory_size)
     start = block * policy.block
     candidates = policy.candidates(start)
     assert not set(candidates) & set(range(policy.sink_size))
     if candidates:
         assert candidates[0] == policy.sink_size
-        assert candidates[-1] < start - policy.local_attn_size + policy.sink_size - policy.recent_exclude
+        first_seen = start - policy.local_attn_size + policy.sink_size
+        if policy.retrieve_after == "local":
+            first_seen = start + policy.block - policy.local_size
+        assert candidates[-1] == first_seen - policy.recent_exclude - 1
         plan = policy.plan(start, [tuple(candidates)[: policy.memory_size]])
         assert not set(candidates) & {*plan.frames(LOCAL), *plan.frames(SINK)}
 
@@ -116,6 +121,7 @@ def test_queries_sit_at_the_end_of_the_window(policy, block):
         ({"local_attn_size": 12, "sink_size": 1, "memory_size": 9}, ["memory_size 9", "at most 8"]),
         ({"local_attn_size": 12, "sink_size": 1, "memory_size": -1}, ["memory_size", "at least 0"]),
         ({"merge": "ema", "unused_to_local": True}, ["merge ema", "unused_to_local=false"]),
+        ({"retrieve_after": "local", "unused_to_local": True}, ["retrieve_after local", "unused_to_local=false"]),
         ({"merge": "tether", "merged_size": 9}, ["merge tether", "9 frames", "leaves 2"]),
     ],
 )

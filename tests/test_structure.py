@@ -42,7 +42,7 @@ def test_imports_point_one_way(package):
         assert imports(path) & OURS <= BELOW[package], path
 
 
-@pytest.mark.parametrize("name", ["context", "policies", "selection"])
+@pytest.mark.parametrize("name", ["context", "policies", "merging", "selection"])
 def test_policy_is_integers(name):
     allowed = {"collections", "dataclasses", "pipeline", "random", "typing", "utils"}
     assert imports(ROOT / "pipeline" / f"{name}.py") <= allowed

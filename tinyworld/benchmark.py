@@ -27,9 +27,11 @@ from pipeline.preflight import Preflight, preflight
 from pipeline.record import Digests, content
 from pipeline.samples import Sample
 from pipeline.selection import SELECTIONS
+from tinyworld.hypotheses import Hypothesis
 from tinyworld.judging import measure as judge
+from tinyworld.results import TRUTH, Unit
 from tinyworld.store import Store
-from tinyworld.tables import TRUTH, Unit, report
+from tinyworld.tables import report
 from tinyworld.world.film import Clip, held_out
 from tinyworld.world.scene import ONE_LATENT, pixel_frames
 from utils.errors import UserError, run
@@ -57,6 +59,7 @@ class BenchmarkSettings(Settings):
 
     rows: dict[str, Row] = setting({}, "name -> config and overrides it generates with; the name is a folder too")
     comparisons: dict[str, list[str]] = setting({}, "question -> [baseline, rows that are compared with it]")
+    hypotheses: dict[str, list[Hypothesis]] = setting({}, "family -> differences that are tested together")
     only: list[str] = setting([], "rows to run; all if empty")
     prompts: int = setting(64, "held-out captions", at_least=1)
     samples: int = setting(1, "videos a caption", at_least=1)
@@ -68,7 +71,7 @@ class BenchmarkSettings(Settings):
     generator_ckpt: str | None = setting(None, "the transformer's weights, instead of the rows' own")
     ae_ckpt: str | None = setting(None, "the retrieval encoder's weights, instead of the rows' own")
     steps: list[int] | None = setting(None, "denoising steps, instead of the rows' own", at_least=1, at_most=1000)
-    folder: str = setting("runs/tinyworld/benchmark", "where results and tables go", place=True)
+    folder: str = setting("runs/tinyworld/benchmark", "where results and tables go", place=True, writes=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,6 +85,10 @@ class BenchmarkSettings(Settings):
                 raise UserError(f"comparison '{question}' in {CONFIG} compares nothing; name a baseline and other rows")
             for name in names:
                 require_choice("comparisons", name, self.rows)
+        for family in self.hypotheses.values():
+            for hypothesis in family:
+                for name in (hypothesis.baseline, hypothesis.row):
+                    require_choice("hypotheses", name, self.rows)
 
     def chosen(self) -> dict[str, Row]:
         """The rows to run."""
@@ -128,7 +135,7 @@ def main() -> None:
         results[name] = store.read(units)
         finished = finished and len(results[name]) == len(units)
     if finished and (made or rank() == 0):
-        report(settings.comparisons, results, Path(settings.folder))
+        report(settings.comparisons, results, Path(settings.folder), settings.hypotheses)
 
 
 def open_stores(settings: BenchmarkSettings) -> dict[str, Store]:

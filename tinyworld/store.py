@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyworld.tables import Unit
+from tinyworld.results import Unit
 from utils.errors import UserError
 from utils.files import write_json
 

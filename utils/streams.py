@@ -1,9 +1,14 @@
-"""A second queue of GPU work beside the current one; on a CPU everything simply happens in order."""
+"""Queues of GPU work beside the current one, and copies to the host; on a CPU everything simply happens in order."""
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 class SideStream:
@@ -22,17 +27,61 @@ class SideStream:
         if self.stream is not None:
             torch.cuda.set_device(self.stream.device)
 
-    def after_now(self) -> AbstractContextManager:
-        """A block of work that starts when everything queued on the current stream so far is done."""
+    def mark(self) -> torch.cuda.Event | None:
+        """The moment at which everything queued on the current stream so far is done."""
+        if self.stream is None:
+            return None
+        return torch.cuda.current_stream(self.stream.device).record_event()
+
+    def after(self, mark: torch.cuda.Event | None) -> AbstractContextManager:
+        """A block of work that starts at a moment; see `mark`."""
         if self.stream is None:
             return nullcontext()
-        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+        self.stream.wait_event(mark)
         return torch.cuda.stream(self.stream)
+
+    def after_now(self) -> AbstractContextManager:
+        """A block of work that starts when everything queued on the current stream so far is done."""
+        return self.after(self.mark())
 
     def join(self) -> None:
         """Make the current stream wait for the side stream's work."""
         if self.stream is not None:
             torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+
+
+class OnHost:
+    """A tensor's copy in host memory, made beside the host's own work where the tensor lies on a GPU."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.event = None
+        self.copy = x
+        if x.device.type == "cuda":
+            self.copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            self.copy.copy_(x, non_blocking=True)
+            self.event = torch.cuda.current_stream(x.device).record_event()
+
+    def get(self) -> torch.Tensor:
+        """The copy, waited for."""
+        if self.event is not None:
+            wait(self.event)
+            self.event = None
+        return self.copy
+
+
+def wait(event: torch.cuda.Event) -> None:
+    """Let the host wait for a moment, unless it has passed."""
+    if not event.query():
+        event.synchronize()
+
+
+def make_ahead(device: torch.device, makers: Sequence[Callable[[], T]]) -> list[Future[T]]:
+    """Call the makers in a thread, one after another, beside what this one does."""
+    ready = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    pool = ThreadPoolExecutor(1, initializer=ready)
+    made = [pool.submit(maker) for maker in makers]
+    pool.shutdown(wait=False)  # the thread ends with the last of them
+    return made
 
 
 @cache

@@ -110,7 +110,8 @@ class FakeEvent:
         self.gpu.host_waits("event.synchronize", self.moment)
 
     def query(self) -> bool:
-        return True
+        """Whether it is known to be done: some thread waited for it, or for what comes after it."""
+        return all(self.gpu.order.is_before(stream, count, {}) for stream, count in self.moment.items())
 
     def elapsed_time(self, later: "FakeEvent") -> float:
         assert self.enable_timing and later.enable_timing, "events without enable_timing have no time"

@@ -1,7 +1,8 @@
 """What stands for torch.cuda while a fake GPU is in use, and for the few functions that ask for a real one."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
@@ -13,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.fake_gpu.memory import key
 from benchmarks.fake_gpu.order import FakeEvent, FakeStream, current
+from pipeline import noise
+from pipeline.bank import tiers
 from utils import streams
 
 
@@ -24,6 +27,8 @@ def patched(gpu) -> Iterator[None]:
         for owner, name, stub in (*_of_cuda(gpu), *_of_tensors(gpu), *_of_kernels(gpu)):
             stack.enter_context(mock.patch.object(owner, name, stub, create=True))
         stack.enter_context(mock.patch.object(streams, "_stream", _named_streams(gpu)))
+        for user in (tiers, noise):
+            stack.enter_context(mock.patch.object(user, "make_ahead", make_now))
         target = "torch._subclasses.fake_tensor.init_gpu_context"
         stack.enter_context(mock.patch(target, lambda *_: None, create=True))
         yield
@@ -39,6 +44,16 @@ def _named_streams(gpu):
         return made[purpose]
 
     return stream
+
+
+def make_now(device: torch.device, makers: Sequence[Callable]) -> list[Future]:
+    """As `utils.streams.make_ahead`, but in this thread: FakeTensorMode is not made for two."""
+    made = []
+    for maker in makers:
+        future = Future()
+        future.set_result(maker())
+        made.append(future)
+    return made
 
 
 def _of_cuda(gpu) -> list[tuple]:

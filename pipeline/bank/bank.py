@@ -26,9 +26,9 @@ class TransferStats:
     bytes: int = 0
     dropped: list[int] = field(default_factory=list)
 
-    def count(self, record: torch.Tensor) -> None:
+    def count(self, size: int) -> None:
         self.copies += 1
-        self.bytes += record.nbytes
+        self.bytes += size
 
 
 class Bank:
@@ -77,29 +77,39 @@ class Bank:
             self.seen += 1
             if len(self.frames) == self.capacity and self._make_room(frame) == frame:
                 continue
-            records = torch.stack([self.codec.encode(sample) for sample in content])
-            self.frame_bytes = records.nbytes
+            records = [self.codec.encode(sample) for sample in content]
+            self.frame_bytes = sum(record.nbytes for record in records)
             self._insert(0, frame, records)
             self.frames.append(frame)
 
     def fetch(self, frame: int, sample: int, out: torch.Tensor) -> None:
         """Copy a sample's frame into `out` [2, layers, tokens, heads, head_dim]."""
         level = next(level for level, slots in enumerate(self.slots) if frame in slots)
-        records = self.tiers[level].read(self.slots[level][frame])
-        if level:  # retrieved frames come up
-            device = getattr(self.tiers[0], "device", "cpu")
-            records = records.to(device, non_blocking=True, copy=True)
-            self._remove(frame)
-            self._insert(0, frame, records)
+        if level:
+            self._raise(frame, level)
         else:
             self.slots[0].move_to_end(frame)
-        self.transfers.count(records[sample])
-        self.codec.decode(records[sample].to(out.device, non_blocking=True), out)
+        tier, slot = self.tiers[0], self.slots[0][frame]
+        record = tier.read(slot)[sample]
+        self.transfers.count(record.nbytes)
+        self.codec.decode(record.to(out.device, non_blocking=True), out)
+        tier.mark(slot)
 
     def pop_transfers(self) -> TransferStats:
         """What moved since this was last asked."""
         taken, self.transfers = self.transfers, TransferStats()
         return taken
+
+    def _raise(self, frame: int, level: int) -> None:
+        """Move a retrieved frame up to the first tier."""
+        tier, slot = self.tiers[level], self.slots[level][frame]
+        records = tier.read(slot)
+        if not tier.by_host:  # the frame that makes room may come to this very slot
+            device = getattr(self.tiers[0], "device", "cpu")
+            records = records.to(device, non_blocking=True, copy=True)
+        self._remove(frame)
+        self._insert(0, frame, records)
+        tier.mark(slot)
 
     def _make_room(self, new: int) -> int:
         """Drop the frame that the rule names, which may be the new one; returns it."""
@@ -117,21 +127,26 @@ class Bank:
             if frame in slots:
                 free.append(slots.pop(frame))
 
-    def _insert(self, level: int, frame: int, records: torch.Tensor) -> None:
+    def _insert(self, level: int, frame: int, records: Sequence[torch.Tensor] | torch.Tensor) -> None:
+        """Put a frame's records into a tier; the least recently used frame of a full one moves down."""
         if level == len(self.tiers):
             raise UserError(
                 f"the bank's tiers are full at latent frame {frame}; raise bank.host_gb or bank.disk_gb, "
                 "or set bank.capacity to bound what is kept"
             )
         slots, free = self.slots[level], self.free[level]
-        if not free:  # the least recently used frame moves down
+        tier = self.tiers[level]
+        if not free:
             oldest, slot = next(iter(slots.items()))
-            self._insert(level + 1, oldest, self.tiers[level].read(slot))
+            if level + 1 < len(self.tiers) and self.tiers[level + 1].by_host:
+                tier.wait(slot)
+            self._insert(level + 1, oldest, tier.read(slot))
+            tier.mark(slot)
             del slots[oldest]
             free.append(slot)
         slots[frame] = free.pop()
-        self.tiers[level].write(slots[frame], records)
-        self.transfers.count(records)
+        tier.write(slots[frame], records)
+        self.transfers.count(self.frame_bytes)
 
 
 @dataclass(frozen=True)
@@ -197,8 +212,10 @@ def build_bank(
             f"disk) of {shares.frame_bytes / 1e6:.1f} MB and the run keeps {shares.kept}; raise bank.host_gb or "
             "bank.disk_gb, or set bank.capacity"
         )
-    pin = torch.device(device).type == "cuda"
-    tiers: list[Tier] = [RamTier("device", shares.device, device), RamTier("host", shares.host, pin=pin)]
+    device = torch.device(device)
+    pin = device.type == "cuda"
+    host = RamTier("host", shares.host, pin=pin, shape=records, gpu=device)
+    tiers: list[Tier] = [RamTier("device", shares.device, device), host]
     if shares.disk:
-        tiers.append(DiskTier(shares.disk, records, settings.disk_folder))
+        tiers.append(DiskTier(shares.disk, records, settings.disk_folder, pin))
     return Bank(tiers, codec, settings.capacity, EVICTIONS[settings.eviction], index)
