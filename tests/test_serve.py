@@ -213,12 +213,20 @@ def test_a_switch_a_pause_and_two_memories_side_by_side(server, folder):
     assert b"<html" in server.ask("GET", f"/api/reports/{one}/{other}", accept="text/html")
 
 
-def test_a_fork_of_a_take_keeps_what_was_before(server, folder, killed):
-    (fork,) = server.submit(prompt=OTHER, method="native", parent=killed[0], at="12f")
-    server.finish(fork)
-    mine, theirs = (server.ask("GET", f"/api/takes/{number}/blocks")["blocks"] for number in (fork, killed[0]))
-    equal = [one["latents"] == other["latents"] for one, other in zip(mine, theirs, strict=True)]
-    assert equal == [True] * 4 + [False] * 4
+def test_a_fork_keeps_what_was_before_and_a_redo_what_is_around(server, killed):
+    parent = killed[0]
+    (fork,) = server.submit(prompt=OTHER, method="native", parent=parent, at="12f")
+    (redo,) = server.submit(prompt="", parent=parent, redo="12f-15f", keep_after=True, seed=9)
+    server.finish(fork, redo)
+    digests = {}
+    for number in (parent, fork, redo):
+        blocks = server.ask("GET", f"/api/takes/{number}/blocks")["blocks"]
+        digests[number] = [block["latents"] for block in blocks]
+    equal = {}
+    for number in (fork, redo):
+        equal[number] = [mine == theirs for mine, theirs in zip(digests[number], digests[parent], strict=True)]
+    assert equal[fork] == [True] * 4 + [False] * 4
+    assert equal[redo] == [True] * 4 + [False] + [True] * 3
 
 
 def test_pictures_and_files_of_a_take_are_served(server, killed):
@@ -272,6 +280,10 @@ def test_uploads_are_told_by_their_content_and_bounded(server):
     bomb = b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + zlib.crc32(header).to_bytes(4, "big") + b"\0\0\0\x09IDAT" + bytes(99)
     assert "at most 16 million" in server.ask("POST", "/api/uploads", bomb, 400)["error"]
     server.ask("POST", "/api/uploads", bytes(1_000_001), 413)
+    (number,) = server.submit(start=kept["name"], frames=6)
+    server.finish(number)
+    record = server.ask("GET", f"/api/takes/{number}/files/record", status=200)
+    assert [given["frames"] for given in record["given"]] == [[0, 3]]
 
 
 def test_the_queue_is_bounded_and_takes_can_be_stopped_gone_on_with_and_deleted(server, folder):
