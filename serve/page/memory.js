@@ -52,15 +52,22 @@ function panels(take, isOneOfTwo) {
 
 function boxes(pieces) {
   const shownPositions = pieces.length <= 24;
-  const words = pieces.map((piece) => `${piece[0]} frame ${piece[1]} at position ${piece[2]}`).join(", ");
+  const words = pieces.map(([role, frame, position]) => `${role} ${nameOf(frame)} at position ${position}`).join(", ");
   const parts = pieces.map(([role, frame, position, pool]) => {
-    const title = `${role}: latent frame ${frame} (${seconds(pixel(frame) / state.choices.fps)}), temporal position ${position}`;
+    const place = position < 0 ? "the positions of what it is made of" : `temporal position ${position}`;
+    const title = `${role}: ${nameOf(frame)}, ${place}`;
     const box = el("i", { className: role, title: pool > 1 ? `${title}, pooled ${pool} x ${pool}` : title });
     if (pool > 1) box.style.flexGrow = 1 / (pool * pool);
-    if (shownPositions) box.append(el("span", {}, String(position)));
+    if (shownPositions && position >= 0) box.append(el("span", {}, String(position)));
     return box;
   });
   return el("div", { className: "boxes", role: "img", "aria-label": `context: ${words || "nothing"}` }, ...parts);
+}
+
+/** A piece's frame for a person; negative ones are merged of many frames. */
+function nameOf(frame) {
+  if (frame < 0) return `merged of frames that left, number ${-frame}`;
+  return `latent frame ${frame} (${seconds(pixel(frame) / state.choices.fps)})`;
 }
 
 function legend(pieces) {
