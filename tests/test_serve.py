@@ -17,7 +17,7 @@ import pytest
 import inference
 from serve.preview import to_jpeg
 from tests.browser import CHROMIUM, Browser
-from tests.commands import command
+from tests.commands import ROOT, command
 
 PROMPT = "A meadow at noon, the camera following a wolf right past a red house, a blue tree, a yellow tower."
 OTHER = "A desert at night, the camera following a fox left past a red balloon."
@@ -241,6 +241,14 @@ def test_pictures_and_files_of_a_take_are_served(server, killed):
         server.ask("GET", f"/api/takes/{path}/files/video", status=200 if path == "0001" else 404)
     server.ask("GET", "/page/..%2fserver.py", status=404)
     server.ask("GET", f"/api/takes/{number}/files/..%2ftake.json", status=404)
+
+
+def test_the_example_of_the_docs_works(server):
+    text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    found = {}
+    exec(code.replace("http://127.0.0.1:8000", server.address.rstrip("/")), found)
+    assert found["states"][found["number"]] == "done" and found["video"][4:8] == b"ftyp"
 
 
 @pytest.mark.parametrize(
