@@ -132,6 +132,9 @@ class SamplingSettings(Settings):
     warp_denoising_step: bool = setting(True, "read the list as unshifted times and shift them")
     sampler: str = setting("few_step", "how the steps are taken", choices=SAMPLERS)
     num_frame_per_block: int = setting(3, "latent frames generated together", at_least=1, at_most=1000)
+    independent_first_frame: bool = setting(
+        False, "the first block is one latent frame, as image-to-video checkpoints are trained; a picture fills it"
+    )
     context_noise: float = setting(
         0.0, "timestep at which a finished block's keys and values are computed", at_least=0, at_most=1000
     )
@@ -198,12 +201,7 @@ class RunConfig(
         super().__post_init__()
         if not self.generator_ckpt:
             raise UserError("generator_ckpt names no file; it is the transformer's weights, see configs/ for examples")
-        if self.num_output_frames % self.num_frame_per_block:
-            below = max(self.num_output_frames // self.num_frame_per_block, 1) * self.num_frame_per_block
-            raise UserError(
-                f"num_output_frames {self.num_output_frames} is no multiple of num_frame_per_block "
-                f"{self.num_frame_per_block}; try {below} or {below + self.num_frame_per_block}"
-            )
+        self._require_whole_blocks()
         if self.inference_iter == 0:
             raise UserError("inference_iter is 0; use the number of prompts, or -1 for all of them")
         if self.vae == "tiny" and not self.tiny_vae_ckpt:
@@ -216,10 +214,38 @@ class RunConfig(
         self.descriptor_files()
         self.policy()
 
+    @property
+    def first_block(self) -> int:
+        """Latent frames of the first block."""
+        return 1 if self.independent_first_frame else self.num_frame_per_block
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a video."""
+        return 1 + (self.num_output_frames - self.first_block) // self.num_frame_per_block
+
+    def _require_whole_blocks(self) -> None:
+        block = self.num_frame_per_block
+        if self.num_output_frames >= self.first_block and (self.num_output_frames - self.first_block) % block == 0:
+            return
+        below = self.first_block + (self.blocks - 1) * block if self.blocks > 0 else self.first_block
+        rest = "is no multiple of" if self.first_block == block else "less the first one is no multiple of"
+        raise UserError(
+            f"num_output_frames {self.num_output_frames} {rest} num_frame_per_block {block}; try {below} or "
+            f"{below + block}"
+        )
+
     def policy(self) -> ContextPolicy:
         """What a block attends to; refuses impossible sizes."""
         name = self.model_kwargs.policy or ("latentmem" if self.model_kwargs.use_latentmem else "native")
-        return _picked(POLICIES[name], self.model_kwargs, block=self.num_frame_per_block)
+        first = 1 if self.independent_first_frame else None
+        policy = _picked(POLICIES[name], self.model_kwargs, block=self.num_frame_per_block, first=first)
+        if self.independent_first_frame and (policy.merged_frames or policy.encoded_frames):
+            raise UserError(
+                "independent_first_frame begins with a block of one frame, and this method merges or encodes whole "
+                "blocks; use native or latentmem, or set independent_first_frame=false"
+            )
+        return policy
 
     def descriptor(self) -> Descriptor | None:
         """What frames are retrieved by; None without retrieval."""

@@ -95,6 +95,7 @@ class ContextPolicy(Settings):
     )
     commit_frames: int = setting(12, "newest: how many frames, the block's own included", at_least=1)
     block: int = 3  # latent frames generated together; a run's `num_frame_per_block`
+    first: int | None = None  # latent frames of the video's first block, where it is another
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,6 +141,14 @@ class ContextPolicy(Settings):
     def fetched(self) -> tuple[int, ...]:
         """`pool` of the pieces of a plan that may be neither pinned nor recent."""
         return (1,) * self.memory_size
+
+    def size(self, start: int) -> int:
+        """Latent frames of the block at `start`."""
+        return self.first if start == 0 and self.first is not None else self.block
+
+    def number(self, start: int) -> int:
+        """How many blocks come before the one at `start`."""
+        return -(-start // self.block)
 
     def candidates(self, start: int) -> range:
         """Frames that may be retrieved for the block at `start`."""
@@ -198,7 +207,7 @@ def local(policy: ContextPolicy, start: int, size: int, shift: int = 0) -> tuple
 
 def own(policy: ContextPolicy, start: int, shift: int = 0) -> tuple[Piece, ...]:
     """The block's frames."""
-    return tuple(Piece(OWN, frame, frame - shift) for frame in range(start, start + policy.block))
+    return tuple(Piece(OWN, frame, frame - shift) for frame in range(start, start + policy.size(start)))
 
 
 def commit_same(policy: ContextPolicy, plan: ContextPlan) -> ContextPlan:

@@ -113,7 +113,7 @@ class VideoSink:
             if sample in wanted:
                 making[number] = self._unfinished(sample)
         clock = Clock(pipeline.device)
-        count = -(-(self.config.num_output_frames // self.config.num_frame_per_block) // self.config.segment_blocks)
+        count = -(-self.config.blocks // self.config.segment_blocks)
         self._shoot(pipeline, batch, making, blocks, on_block, clock)
         for number, unfinished in making.items():
             self._finish(pipeline, batch[number], unfinished, count, clock.seconds)
