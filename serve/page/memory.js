@@ -20,7 +20,8 @@ function draw() {
     fill(byId("memory"), el("p", { className: "soft" }, "What each block attends to is shown here."));
     return;
   }
-  fill(byId("memory"), ...takes.flatMap((take) => panels(take, takes.length > 1)));
+  const made = takes.map((take) => panels(take, takes.length > 1));
+  fill(byId("memory"), ...made.map(([context]) => context), ...made.map(([, over]) => over)); // contexts first
 }
 
 /** The block that is shown: the one in the making while it is followed, else the one of the picture. */
@@ -38,12 +39,13 @@ function chosen(take) {
 
 function panels(take, isOneOfTwo) {
   const view = chosen(take);
-  const heading = isOneOfTwo ? `take ${take.number} · ${take.request.method} · ${view.label}` : view.label;
+  const name = `take ${take.number} · ${take.request.method}`;
+  const heading = isOneOfTwo ? `${name} · ${view.label}` : view.label;
   const map = el("canvas", { width: 560, height: 400, role: "img", "aria-label": describeMap(take) });
   const curve = el("canvas", { width: 560, height: 120, role: "img", "aria-label": describeDrift(take) });
   const made = [
     el("div", { className: "panel" }, el("h3", {}, heading || "no block yet"), boxes(view.pieces), legend(view.pieces), thumbs(take, view)),
-    el("div", { className: "panel" }, el("h3", {}, "Retrieved over time"), map, el("h3", {}, "Drift so far"), curve, numbers(take, view)),
+    el("div", { className: "panel" }, el("h3", {}, isOneOfTwo ? `${name}: retrieved over time` : "Retrieved over time"), map, el("h3", {}, "Drift so far"), curve, numbers(take, view)),
   ];
   drawMap(map, take);
   drawDrift(curve, take);
