@@ -60,10 +60,8 @@ class Retrieval:
         self.last = -1  # the last finished frame
         self.coming: list[tuple[range, OnHost]] = []  # frames, and their vectors on the way to the host
         self.on_host: dict[int, torch.Tensor] = {}  # frame -> [B, D], where the table lies on a GPU
-        self.similar: OnHost | None = None  # [rows, B], of every row to the query, where the table lies on a GPU
-        self.recent: torch.Tensor | None = None  # [B, F, C, H, W] latest latents, where the descriptor asks with them
-        self.query: torch.Tensor | None = None  # [B, D] what the next block asks with
-        self.nothing: OnHost | None = None  # [B] similarity of nothing to it, where the descriptor may ask for nothing
+        self.similar: OnHost | None = None  # [rows, B], of every row to the last frame, where the table lies on a GPU
+        self.recent: torch.Tensor | None = None  # [B, F, C, H, W] the latest, where the descriptor asks with them
         self.most_similar_pair = MostSimilarPair(self.host_vectors)
 
     def __deepcopy__(self, memo: dict) -> "Retrieval":
@@ -75,6 +73,9 @@ class Retrieval:
         return twin
 
     def add(self, latents: torch.Tensor) -> None:
+        if isinstance(self.describe, Asking):
+            known = latents if self.recent is None else torch.cat([self.recent, latents], dim=1)
+            self.recent = known[:, -self.describe.past :]
         vectors = F.normalize(self.describe(latents), dim=-1)
         first = self.last + 1
         for vector in vectors.unbind(1):
@@ -84,19 +85,9 @@ class Retrieval:
             row = self.free.pop()
             self.rows[self.last] = row
             self.table[row] = vector
-        self.query = vectors[:, -1]
-        if isinstance(self.describe, Asking):
-            self._ask(latents)
         if vectors.device.type == "cuda":  # all that the host may ask for starts its way now
             self.coming.append((range(first, self.last + 1), OnHost(vectors)))
-            self.similar = OnHost(torch.einsum("n b d, b d -> n b", self.table, self.query))
-
-    def _ask(self, latents: torch.Tensor) -> None:
-        """The query of a descriptor that asks with the latest latents."""
-        known = latents if self.recent is None else torch.cat([self.recent, latents], dim=1)
-        self.recent = known[:, -self.describe.past :]
-        self.query = self.describe.query(self.recent)
-        self.nothing = OnHost(self.query @ self.describe.nothing)
+            self.similar = OnHost(torch.einsum("n b d, b d -> n b", self.table, vectors[:, -1]))
 
     def drop(self, frame: int) -> None:
         self.free.append(self.rows.pop(frame))
@@ -123,26 +114,29 @@ class Retrieval:
         self.coming = []
 
     def similarities(self, candidates: Sequence[int]) -> list[list[float]]:
-        """Cosines in float32 of the candidates to the query, a row for each sample."""
+        """Cosines in float32 of the candidates to the last finished frame, a row for each sample."""
         if self.similar is None:
-            return torch.einsum("n b d, b d -> b n", self.vectors(candidates), self.query).tolist()
+            query = self.table[self.rows[self.last]]
+            return torch.einsum("n b d, b d -> b n", self.vectors(candidates), query).tolist()
         rows = self.similar.get().tolist()
         self._take_in()
         found = [rows[self.rows[frame]] for frame in candidates]
         return [list(row) for row in zip(*found, strict=True)]
 
     def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
-        """See `Index`; the query is the last finished frame, or what the descriptor asks with.
+        """See `Index`; the query is the last finished frame or the descriptor's own, similarity the cosine in float32.
 
         A descriptor may ask for nothing. As the samples of a batch retrieve equally many frames, they retrieve as many
         as the one that finds most worth it.
         """
-        similarities = self.similarities(candidates)
-        if self.nothing is not None:
-            worth_it = []
-            for row, nothing in zip(similarities, self.nothing.get().tolist(), strict=True):
-                worth_it.append(sum(similarity > nothing for similarity in row))
-            k = min(k, max(worth_it))
+        if isinstance(self.describe, Asking):
+            query = self.describe.query(self.recent)
+            cosines = torch.einsum("n b d, b d -> b n", self.vectors(candidates), query)
+            worth_it = cosines > (query @ self.describe.nothing)[:, None]
+            k = min(k, int(worth_it.sum(1).max()))
+            similarities = cosines.tolist()
+        else:
+            similarities = self.similarities(candidates)
         frames, found = [], []
         for row, rng in zip(similarities, rngs, strict=True):
             chosen = self.rule(row, candidates, k, rng)
