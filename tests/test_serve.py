@@ -190,7 +190,7 @@ def test_a_take_among_hostile_clients_and_a_kill_equals_a_run(server, folder, ki
 
 
 def test_a_switch_a_pause_and_two_memories_side_by_side(server, folder):
-    one, other = server.submit(method="latentmem", against={"method": "native"}, seed=5, frames=30)
+    one, other = server.submit(method="latentmem", against={"method": "native"}, seed=5, frames=36)
     server.follow(one, lambda take: take["blocks"] >= 1)
     server.ask("POST", f"/api/takes/{one}/pause", status=200)
     paused = server.follow(one, lambda take: take.get("paused") or take["state"] == "done")
@@ -334,7 +334,7 @@ def test_the_page_in_a_real_browser(server, folder, tmp_path):
         row = "document.querySelector('#takes [aria-current=true]')?.innerText"
         # A prompt is typed, and frames arrive: their number rises, and the pixels change.
         browser.type("#prompt", f"<img src=x onerror=alert(1)> {PROMPT}")
-        browser.type("#seconds", "10")
+        browser.type("#seconds", "15")
         browser.click("#make")
         browser.until(f"{there} >= 0 && {row}.includes('<img')")
         pixels = f"{shown}.toDataURL()"
