@@ -160,7 +160,9 @@ def test_streamed_decode_equals_decoding_at_once():
     latents = tensors["latents6"]
     decoder = StreamingDecoder(vae)
     streamed = torch.cat([decoder(part) for part in latents.split([1, 3, 2], dim=1)], dim=1)
-    assert distance(streamed, StreamingDecoder(vae)(latents)) == 0
+    # The first product takes the latents of a call together: of other sizes it may add up in another order, which
+    # then comes through the same layers as the differences from the recording do.
+    assert distance(streamed, StreamingDecoder(vae)(latents)) <= 1e-5
     assert distance(streamed, tensors["decoded6"]) <= 1e-5
     assert streamed.shape[1] == 1 + 4 * (latents.shape[1] - 1)
 
