@@ -68,6 +68,7 @@ def id_forcing(method: dict) -> dict:
 METHODS = {  # `method.name` of a recording -> settings of the context beside those that the recording has itself
     "infinity-rope": lambda method: {"window_positions": True},
     "commit-forcing": lambda method: {"commit_rule": "newest"},
+    "longlive-recache": lambda method: {},
     "rolling-sink": lambda method: {"policy": "rolling_sink"},
     "id-forcing": id_forcing,
     "memrope": memrope,
