@@ -70,6 +70,7 @@ METHODS = {  # `method.name` of a recording -> settings of the context beside th
     "commit-forcing": lambda method: {"commit_rule": "newest"},
     "longlive-recache": lambda method: {},
     "rolling-sink": lambda method: {"policy": "rolling_sink"},
+    "longlive-recache": lambda method: {},  # a sliding window; its prompts are switched
     "id-forcing": id_forcing,
     "memrope": memrope,
     "tethercache": tethercache,
