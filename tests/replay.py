@@ -68,7 +68,6 @@ def id_forcing(method: dict) -> dict:
 METHODS = {  # `method.name` of a recording -> settings of the context beside those that the recording has itself
     "infinity-rope": lambda method: {"window_positions": True},
     "commit-forcing": lambda method: {"commit_rule": "newest"},
-    "longlive-recache": lambda method: {},
     "rolling-sink": lambda method: {"policy": "rolling_sink"},
     "longlive-recache": lambda method: {},  # a sliding window; its prompts are switched
     "id-forcing": id_forcing,
