@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pipeline.backbones import RELEASE, SAMPLES, WAN, File
 from pipeline.downloads import downloads
-from utils import command_line
 from utils.claim import claim
+from utils.command_line import Parser, folder_name
 from utils.complete import problem
 from utils.errors import UserError, run
 from utils.files import gone_if_empty, require_writable, write_json
@@ -102,10 +102,10 @@ class Folder:
 
 def main() -> None:
     offers = downloads()
-    parser = command_line.Parser(prog="bash download.sh", description=__doc__.partition("\n\n")[2])
+    parser = Parser(prog="bash download.sh", description=__doc__.partition("\n\n")[2])
     parser.add_argument("what", choices=list(offers), help="a backbone, corpus, samples or all")
     parser.add_argument("--check", action="store_true", help="only report what is there; needs no network")
-    parser.add_argument("--root", type=command_line.folder, default=".", help="where the folders go (default: here)")
+    parser.add_argument("--root", type=folder_name, default=".", help="where the folders go (default: here)")
     parser.add_argument("--endpoint", help="a mirror of the hub (default: HF_ENDPOINT)")
     parser.add_argument("--revision", help=f"branch, tag or commit of {RELEASE}")
     parser.add_argument("--wan-revision", help=f"branch, tag or commit of {WAN}")

@@ -9,6 +9,7 @@
 #       "$SLURM_NODELIST" | head -n 1) bash generate_latent.sh'             # the same under SLURM
 #
 # GPU: which GPUs, one process each. NGPU: how many processes. PORT: the first machine's, default 29500.
+# GPUS_PER_VIDEO: how many of them make one video together (default 1).
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/utils/env.sh"
 choose_config configs/generate_latent.yaml "$@"

@@ -6,6 +6,7 @@
 #   GPU=0,1 bash inference.sh causal_forcing latentmem num_output_frames=240 seed=7
 #
 # GPU: which GPUs, one process each (default: all; none: one CPU process).
+# GPUS_PER_VIDEO: how many of them make one video together (default 1).
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/utils/env.sh"
 

@@ -1,7 +1,6 @@
 """Training data: chunks of consecutive frames out of a folder of latent files, mapped and not read whole."""
 
 import math
-import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -14,11 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from utils.advice import advise, pages_around
+from utils.complete import problem
 from utils.errors import UserError
 
 PATTERN = "latent_*.pt"
-# What reading a file that is truncated, damaged or something else can raise.
-DAMAGED = (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,8 @@ def scan(folder: str | Path, latent_shape: tuple[int, int, int], seq_len: int, s
     for path in paths:
         try:
             latents = open_latents(path)
+            if wrong := problem(path):
+                raise UserError(f"latent file {path} {wrong}; make it again")
             _fits(latents, path, latent_shape, seq_len)
         except UserError as error:
             if strict:
@@ -100,7 +100,7 @@ def open_latents(path: str | Path) -> Tensor:
         latents = _load(path)
     except PermissionError as error:
         raise UserError(f"latent file {path} cannot be read: {error.strerror}") from error
-    except DAMAGED as error:
+    except Exception as error:  # of many kinds: a damaged pickle names types, keys and places that are not there
         raise UserError(f"latent file {path} is truncated or no tensor file; make it again") from error
     if not _is_latents(latents):
         raise UserError(

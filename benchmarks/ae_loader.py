@@ -4,7 +4,6 @@ Writes latent files of the published size to a temporary folder and reads a chun
 the page cache, and after the kernel was asked to forget them, so that they come from the disk. Prints medians.
 """
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -12,15 +11,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.errors import run
+from utils.command_line import Parser, whole_number
+from utils.errors import UserError, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ae_loader", description=__doc__.split("\n")[0])
-    parser.add_argument("--files", type=int, default=40)
-    parser.add_argument("--frames", type=int, default=90, help="latent frames a file [%(default)s]")
+    parser = Parser(prog="python -m benchmarks.ae_loader", description=__doc__.split("\n")[0])
+    parser.add_argument("--files", type=whole_number(1, 100_000), default=40)
+    parser.add_argument("--frames", type=whole_number(8, 10_000), default=90, help="latent frames a file [%(default)s]")
     parser.add_argument("--folder", help="where to write the files for the time being [the system's temporary folder]")
     args = parser.parse_args()
+    if args.folder is not None and not Path(args.folder).is_dir():
+        raise UserError(f"--folder {args.folder} is no folder; name one, or leave it out")
     import torch
 
     from ae.dataset import LatentChunks

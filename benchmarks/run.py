@@ -56,6 +56,7 @@ def main() -> None:
 
 def look(config: BenchmarkConfig) -> None:
     """Refuse what cannot be measured before any model is made."""
+    from benchmarks.inputs import require_output
     from benchmarks.random_models import format_of
     from pipeline.preflight import device_free, find_device, host_free
     from wan.attention import find_backend
@@ -79,6 +80,7 @@ def look(config: BenchmarkConfig) -> None:
             f"size {config.size} at {config.height} x {config.width} with batch_size {config.batch_size} needs "
             f"{need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; choose smaller ones"
         )
+    require_output(config.output)
 
 
 def measure(config: BenchmarkConfig) -> dict:

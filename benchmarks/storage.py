@@ -6,7 +6,6 @@ compares selections and latents with those of the model's own type.
 
 import operator
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, run
@@ -22,20 +21,29 @@ def main() -> None:
     if len(sys.argv) > 2:
         raise UserError(f"'{sys.argv[2]}' is too much; give one config")
 
+    path = "configs/tinyworld_latentmem.yaml"
+    if sys.argv[1:]:
+        path = sys.argv[1]
+    if path.startswith("-") or "=" in path:
+        raise UserError(f"'{path}' is no config; give one, such as configs/tinyworld_latentmem.yaml")
+
     import torch
 
+    from benchmarks.inputs import first_prompt
     from pipeline import load
     from pipeline.bank.codec import STORAGES
+    from pipeline.config import load_config
+    from pipeline.preflight import preflight
 
-    config = "configs/tinyworld_latentmem.yaml"
-    if sys.argv[1:]:
-        config = sys.argv[1]
+    prompt = first_prompt(load_config(path))
+    found = {}
+    for storage in STORAGES:
+        found[storage] = preflight(load_config(path, {"bank": {"storage": storage}}))
     print("| storage | memory at the end | blocks with the same selection | rms difference, first 10 s | whole |")
     print("|---|---|---|---|---|")
     reference = None  # latents and selections of the model's own type, the first of all
     for storage in STORAGES:
-        pipeline = load(config, bank={"storage": storage})
-        prompt = Path(pipeline.config.data_path).read_text().splitlines()[0]
+        pipeline = load(found[storage])
         blocks = list(pipeline.blocks(prompt))
         latents = torch.cat([block.latents for block in blocks], dim=1)
         chosen = [retrieved(block) for block in blocks]

@@ -4,25 +4,29 @@ ROOT is a folder as `download.sh` or `tests.make_random_weights` fills it. One p
 process's own; it is printed beside what the imports alone take.
 """
 
-import argparse
 import resource
 import time
 from pathlib import Path
 
 from pipeline.backbones import WAN_FOLDER
-from utils.errors import run
+from utils.command_line import Parser, whole_number
+from utils.errors import UserError, run
 
 PARTS = ("generator", "text_encoder", "vae", "check", "block")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m benchmarks.weights", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--height", type=int, default=64, help="for `check` and `block` [%(default)s]")
-    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument(
+        "--height", type=whole_number(1, 16384), default=64, help="for `check` and `block` [%(default)s]"
+    )
+    parser.add_argument("--width", type=whole_number(1, 16384), default=96)
     arguments = parser.parse_args()
+    if not (arguments.root / WAN_FOLDER).is_dir():
+        raise UserError(f"{arguments.root} holds no {WAN_FOLDER}; 'bash download.sh causal_forcing' fills one")
     import torch
 
     from pipeline.config import RunConfig

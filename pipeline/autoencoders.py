@@ -3,18 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, Union
 
-import torch
-from diffusers import AutoencoderKLWan
-
-from pipeline.config import WeightSettings
-from utils.tensors import DOWNLOAD
+from utils.errors import DOWNLOAD
 from wan.params import LatentFormat, latent_format
-from wan.taehv import REMEDY, TAEHV, load_taehv, read_taehv
-from wan.vae import find_vae, load_vae, read_vae
 
-VAE = AutoencoderKLWan | TAEHV
+if TYPE_CHECKING:  # late below: the decoders' names are settings, which are read before torch is
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    from pipeline.config import WeightSettings
+    from wan.taehv import TAEHV
+
+VAE = Union["AutoencoderKLWan", "TAEHV"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Read:
     """
 
     format: LatentFormat
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, "torch.Tensor"]
     maps: int
     channels: int
     patch: int
@@ -43,46 +44,66 @@ class Read:
 
 class Autoencoder(Protocol):
     role: str  # in messages and records
-    remedy: str  # where the file is missing
 
-    def find(self, settings: WeightSettings, folder: Path) -> Path:
+    def remedy(self) -> str:
+        """What to do where the file is missing."""
+
+    def find(self, settings: "WeightSettings", folder: Path) -> Path:
         """The file or folder of its weights."""
 
     def read(self, path: Path) -> Read: ...
 
-    def load(self, path: Path, device: torch.device, dtype: torch.dtype) -> VAE: ...
+    def load(self, path: Path, device: "torch.device", dtype: "torch.dtype") -> VAE: ...
 
 
 class Full:
     """Wan's own video autoencoder, from the model folder."""
 
-    role, remedy = "VAE", DOWNLOAD
+    role = "VAE"
 
-    def find(self, settings: WeightSettings, folder: Path) -> Path:
+    def remedy(self) -> str:
+        return DOWNLOAD
+
+    def find(self, settings: "WeightSettings", folder: Path) -> Path:
+        from wan.vae import find_vae
+
         return find_vae(folder)
 
     def read(self, path: Path) -> Read:
+        from wan.vae import read_vae
+
         config, tensors = read_vae(path)
         channels = config.get("decoder_base_dim") or config.get("base_dim", 96)
         return Read(latent_format(config), tensors, 12, channels, config.get("patch_size") or 1)
 
-    def load(self, path: Path, device: torch.device, dtype: torch.dtype) -> VAE:
+    def load(self, path: Path, device: "torch.device", dtype: "torch.dtype") -> VAE:
+        from wan.vae import load_vae
+
         return load_vae(path, device, dtype)
 
 
 class Tiny:
     """A small decoder of the TAEHV family, from a file of its own."""
 
-    role, remedy = "tiny_vae_ckpt", REMEDY
+    role = "tiny_vae_ckpt"
 
-    def find(self, settings: WeightSettings, folder: Path) -> Path:
+    def remedy(self) -> str:
+        from wan.taehv import REMEDY
+
+        return REMEDY
+
+    def find(self, settings: "WeightSettings", folder: Path) -> Path:
         return Path(settings.tiny_vae_ckpt)
 
     def read(self, path: Path) -> Read:
+        from wan.taehv import read_taehv
+
         vae, tensors = read_taehv(path)
         return Read(vae.format, tensors, 3, vae.widths[-1], vae.patch_size)
 
-    def load(self, path: Path, device: torch.device, dtype: torch.dtype) -> VAE:
+    def load(self, path: Path, device: "torch.device", dtype: "torch.dtype") -> VAE:
+        from wan.taehv import load_taehv
+
         return load_taehv(path, device, dtype)
 
 

@@ -9,13 +9,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.autoencoders import AUTOENCODERS
 from pipeline.bank.settings import BankSettings
 from pipeline.context import ContextPolicy
 from pipeline.descriptors import DESCRIPTORS, Descriptor
 from pipeline.downloads import require_downloaded
 from pipeline.footprint import PRESETS, Preset
+from pipeline.merging import MergingPolicy
+from pipeline.offload import QUANTIZATION
 from pipeline.parent import inherited, read_parent
 from pipeline.policies import POLICIES
+from pipeline.sampler import SAMPLERS
 from pipeline.scenes import SWITCHES
 from pipeline.selection import SELECTIONS
 from utils.command_line import as_overrides
@@ -70,7 +74,7 @@ class WeightSettings(Settings):
     use_ema: bool = setting(False, "take the averaged weights of a checkpoint that has both")
     lora_ckpt: Any = setting(None, "a LoRA, or a list of {path, weight}", place=True)
     adapter: AdapterSettings | None = setting(None, "sizes of a LoRA whose file does not say them")
-    vae: str = setting("full", "tiny is a small decoder, faster and less exact", choices=("full", "tiny"))
+    vae: str = setting("full", "tiny is a small decoder, faster and less exact", choices=AUTOENCODERS)
     tiny_vae_ckpt: str | None = setting(None, "weights of vae tiny", place=True, reads=True)
 
 
@@ -127,8 +131,11 @@ class SamplingSettings(Settings):
         [1000, 750, 500, 250], "noise levels of the steps, falling", at_least=1, at_most=1000
     )
     warp_denoising_step: bool = setting(True, "read the list as unshifted times and shift them")
-    sampler: str = setting("few_step", "how the steps are taken", choices=("few_step", "euler"))
+    sampler: str = setting("few_step", "how the steps are taken", choices=SAMPLERS)
     num_frame_per_block: int = setting(3, "latent frames generated together", at_least=1, at_most=1000)
+    independent_first_frame: bool = setting(
+        False, "the first block is one latent frame, as image-to-video checkpoints are trained; a picture fills it"
+    )
     context_noise: float = setting(
         0.0, "timestep at which a finished block's keys and values are computed", at_least=0, at_most=1000
     )
@@ -168,9 +175,7 @@ class PlacementSettings(Settings):
     memory: str = setting(
         "balanced", "where weights and frames lie, for GPUs of about 12, 24 and 80 GB", choices=PRESETS, place=True
     )
-    weights: str = setting(
-        "same", "how the transformer's weights are kept", choices=("same", "cast_fp8", "fp8", "int8")
-    )
+    weights: str = setting("same", "how the transformer's weights are kept", choices=QUANTIZATION)
     dtype: str = setting(
         "auto", "of the models; auto is bfloat16 on a GPU, float32 on a CPU", choices=("auto", "float32", "bfloat16")
     )
@@ -197,12 +202,7 @@ class RunConfig(
         super().__post_init__()
         if not self.generator_ckpt:
             raise UserError("generator_ckpt names no file; it is the transformer's weights, see configs/ for examples")
-        if self.num_output_frames % self.num_frame_per_block:
-            below = max(self.num_output_frames // self.num_frame_per_block, 1) * self.num_frame_per_block
-            raise UserError(
-                f"num_output_frames {self.num_output_frames} is no multiple of num_frame_per_block "
-                f"{self.num_frame_per_block}; try {below} or {below + self.num_frame_per_block}"
-            )
+        self._require_whole_blocks()
         if self.inference_iter == 0:
             raise UserError("inference_iter is 0; use the number of prompts, or -1 for all of them")
         if self.vae == "tiny" and not self.tiny_vae_ckpt:
@@ -215,10 +215,42 @@ class RunConfig(
         self.descriptor_files()
         self.policy()
 
+    @property
+    def first_block(self) -> int:
+        """Latent frames of the first block."""
+        return 1 if self.independent_first_frame else self.num_frame_per_block
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a video."""
+        return 1 + (self.num_output_frames - self.first_block) // self.num_frame_per_block
+
+    def _require_whole_blocks(self) -> None:
+        block = self.num_frame_per_block
+        if self.num_output_frames >= self.first_block and (self.num_output_frames - self.first_block) % block == 0:
+            return
+        below = self.first_block + (self.blocks - 1) * block if self.blocks > 0 else self.first_block
+        rest = "is no multiple of" if self.first_block == block else "less the first one is no multiple of"
+        raise UserError(
+            f"num_output_frames {self.num_output_frames} {rest} num_frame_per_block {block}; try {below} or "
+            f"{below + block}"
+        )
+
     def policy(self) -> ContextPolicy:
         """What a block attends to; refuses impossible sizes."""
         name = self.model_kwargs.policy or ("latentmem" if self.model_kwargs.use_latentmem else "native")
-        return _picked(POLICIES[name], self.model_kwargs, block=self.num_frame_per_block)
+        merge = self.model_kwargs.merge
+        if merge != "none" and not issubclass(POLICIES[name], MergingPolicy):
+            fit = [other for other, policy in POLICIES.items() if issubclass(policy, MergingPolicy)]
+            raise UserError(f"merge {merge} is not for policy {name}; use policy {' or '.join(fit)}, or merge=none")
+        first = 1 if self.independent_first_frame else None
+        policy = _picked(POLICIES[name], self.model_kwargs, block=self.num_frame_per_block, first=first)
+        if self.independent_first_frame and (policy.merged_frames or policy.encoded_frames):
+            raise UserError(
+                "independent_first_frame begins with a block of one frame, and this method merges or encodes whole "
+                "blocks; use native or latentmem, or set independent_first_frame=false"
+            )
+        return policy
 
     def descriptor(self) -> Descriptor | None:
         """What frames are retrieved by; None without retrieval."""
@@ -264,7 +296,7 @@ class CorpusConfig(RunConfig):
     max_video_saves: int = setting(
         0, "how many of the latents are decoded too, for a look", at_least=0, at_most=10**6, place=True
     )
-    vae: str = setting("full", "decoder of those videos", choices=("full", "tiny"), place=True)
+    vae: str = setting("full", "decoder of those videos", choices=AUTOENCODERS, place=True)
 
 
 def load_config(

@@ -17,8 +17,8 @@ from utils.paths import read_path
 def grid_of(found: Preflight) -> Grid:
     """Where the blocks of a run's videos begin."""
     config = found.config
-    block = config.num_frame_per_block
-    return Grid(config.num_output_frames, block, block, config.fps / found.format.temporal)
+    rate = config.fps / found.format.temporal
+    return Grid(config.num_output_frames, config.num_frame_per_block, config.first_block, rate)
 
 
 def samples_of(found: Preflight, prompts: Sequence[Prompt], count: int = 1) -> tuple[list[Sample], list[str]]:

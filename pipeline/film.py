@@ -1,7 +1,9 @@
 """A batch's frames on their way to files: decoded, and encoded in segments, in a second thread."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+
+import numpy as np
 
 from pipeline.decode import State, require_finite, start_decoder, to_uint8
 from pipeline.generation import LatentBlock
@@ -12,6 +14,8 @@ from utils.clock import Clock
 from utils.tensors import digest
 from utils.video import VideoWriter
 
+Watch = Callable[[LatentBlock, np.ndarray], None]
+
 
 class Film:
     """Takes the blocks of a batch in order; those of segments that are there already are not decoded again.
@@ -21,6 +25,7 @@ class Film:
         segments: how many segments are there, of all of them.
         states: the decoder's state after those, for each sample of the batch; none to begin.
         known: latent frames that are there, of all of them.
+        watch: is shown each block's frames [B, T, H, W, 3] in bytes.
     """
 
     def __init__(
@@ -31,8 +36,10 @@ class Film:
         states: Sequence[State],
         known: int,
         clock: Clock,
+        watch: Watch | None = None,
     ) -> None:
         self.config, self.making, self.known, self.clock = pipeline.config, making, known, clock
+        self.watch = watch
         self.decoder = start_decoder(pipeline.vae)
         if states:
             self.decoder.restore(states)
@@ -60,6 +67,8 @@ class Film:
         self.block += 1
         if frames is None:
             return
+        if self.watch is not None:
+            self.watch(block, frames)
         with self.clock("write"):
             self._begin_segment()
             for number, writer in self.writers.items():

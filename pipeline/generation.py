@@ -5,8 +5,10 @@ commits latents that come from elsewhere. The keys and values that later blocks 
 block's latents and its context alone.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -17,7 +19,9 @@ from pipeline.noise import NoiseAhead, NoiseSource, SeededNoise
 from pipeline.retrieval import Index, Selection
 from pipeline.sampler import Sampler
 from pipeline.scenes import SWITCHES, Scene, whole_plan
+from utils.errors import UserError
 from utils.settings import require_choice
+from utils.tensors import save_tensors
 from wan.model import CausalWanModel, TextKV
 
 
@@ -45,6 +49,19 @@ class LatentBlock:
 
 
 @dataclass
+class Kept:
+    """The whole course of a generation.
+
+    Attributes:
+        latents: of each block, [B, F, C, H, W] on the CPU.
+        prompts: (first latent frame, embeddings [B, text_len, text_dim], rule of the switch).
+    """
+
+    latents: list[torch.Tensor] = field(default_factory=list)
+    prompts: list[tuple[int, torch.Tensor, str]] = field(default_factory=list)
+
+
+@dataclass
 class Generation:
     """All that lives as long as one batch in the making.
 
@@ -57,8 +74,10 @@ class Generation:
         frames: length of the video in latent frames; after the last one nothing is retrieved. None: no end is known.
         start: first frame of the block to come.
         selection: what was retrieved for it.
+        embed: prompts -> their embeddings [B, text_len, text_dim].
         scene: how plans differ since the prompt was switched.
         recent: the latest latents, as many as the window has, to make their keys and values again.
+        kept: all latents so far, on the CPU, and the prompts with their starts, to be saved; None where nobody asks.
     """
 
     model: CausalWanModel
@@ -76,6 +95,8 @@ class Generation:
     selection: Selection | None = field(default=None, init=False)
     scene: Scene = field(default=Scene(), init=False)
     recent: torch.Tensor | None = field(default=None, init=False)
+    embed: Callable[[Sequence[str]], torch.Tensor] | None = None
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda" and isinstance(self.noise, SeededNoise):
@@ -84,7 +105,7 @@ class Generation:
     @property
     def coming(self) -> range:
         """The latent frames of the block to come."""
-        return range(self.start, self.start + self.policy.block)
+        return range(self.start, self.start + self.policy.size(self.start))
 
     @torch.no_grad()  # not inference mode, in which torchao's weights cannot change device
     def begin(self) -> ContextPlan:
@@ -99,12 +120,11 @@ class Generation:
     @torch.no_grad()
     def denoise(self, plan: ContextPlan) -> torch.Tensor:
         """Sample the planned block's latents [B, F, C, H, W]."""
-        block = plan.start // len(plan.own)
 
         def renoise(step: int) -> torch.Tensor:
-            return self._noise(block, step + 1)
+            return self._noise(plan, step + 1)
 
-        return self.sampler(self._flow, self._noise(block, 0), renoise)
+        return self.sampler(self._flow, self._noise(plan, 0), renoise)
 
     @torch.no_grad()
     def commit(self, latents: torch.Tensor, plan: ContextPlan) -> LatentBlock:
@@ -133,22 +153,59 @@ class Generation:
 
     def give(self, latents: torch.Tensor) -> LatentBlock:
         """Take the next block as it is given, [B, F, C, H, W] on the generation's device."""
-        return self.commit(latents, self.begin())
+        plan = self.begin()
+        if self.policy.looks_at_noise:
+            self._look(plan)
+        return self.commit(latents, plan)
 
     @torch.no_grad()
-    def switch(self, prompt_embeds: torch.Tensor, how: str = "text") -> None:
-        """Go on under other prompts.
+    def _look(self, plan: ContextPlan) -> None:
+        """The first forward that the block would be sampled with, as what it sees depends on that."""
+        self._flow(self._noise(plan, 0), self.sampler.timesteps[0])
+
+    @torch.no_grad()
+    def switch(self, prompt: str | Sequence[str] | torch.Tensor, how: str = "text") -> None:
+        """Go on under another prompt.
 
         Args:
-            prompt_embeds: [B, text_len, text_dim]
+            prompt: one for all samples, one for each, or their embeddings [B, text_len, text_dim].
             how: a name in `pipeline.scenes.SWITCHES`.
 
         Raises:
             UserError: no such rule.
         """
         require_choice("how", how, SWITCHES)
+        prompt_embeds = prompt
+        if not isinstance(prompt, torch.Tensor):
+            prompt_embeds = self.embed([prompt] * self.shape[0] if isinstance(prompt, str) else prompt)
         self.text = self.model.encode_text(prompt_embeds.to(self.device))
+        if self.kept is not None:
+            self.kept.prompts.append((self.start, prompt_embeds.cpu(), how))
         SWITCHES[how](self)
+
+    def fork(self) -> "Generation":
+        """Another generation with the same past, as if it had been made twice; the two go on apart.
+
+        Keys, values and descriptors are copied, the models are shared.
+        """
+        shared = [self.model, self.policy, self.sampler, self.noise, self.embed]
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # copies are on their way between host and device
+        return copy.deepcopy(self, {id(part): part for part in shared})
+
+    def save(self, path: str | Path) -> None:
+        """Write what brings this generation back: its latents, its prompts and its seed; see `Pipeline.restore`.
+
+        Raises:
+            UserError: its latents are not kept or its noise follows from no seed, or the file cannot be written.
+        """
+        noise = self.noise.source if isinstance(self.noise, NoiseAhead) else self.noise
+        if self.kept is None or not isinstance(noise, SeededNoise):
+            raise UserError("this generation keeps no latents to be saved; start it by Pipeline.start")
+        starts = [[start, how] for start, _, how in self.kept.prompts]
+        embeds = [embeds for _, embeds, _ in self.kept.prompts]
+        content = {"latents": list(self.kept.latents), "embeds": embeds, "starts": starts, "seed": noise.seed}
+        save_tensors(path, content | {"samples": [list(sample) for sample in noise.samples]})
 
     @torch.no_grad()
     def recommit(self, frames: range, past: tuple[Piece, ...] = ()) -> None:
@@ -169,6 +226,8 @@ class Generation:
         self._flow(self.recent[:, first : first + len(plan.own)], self.context_noise)
 
     def _remember(self, latents: torch.Tensor) -> None:
+        if self.kept is not None:
+            self.kept.latents.append(latents.cpu())
         known = latents if self.recent is None else torch.cat([self.recent, latents], dim=1)
         self.recent = known[:, -self.policy.local_attn_size :]
 
@@ -176,8 +235,9 @@ class Generation:
         t = torch.full((len(x), 1), float(timestep), device=x.device)
         return self.model(x, t, self.text, self.cache).float()
 
-    def _noise(self, block: int, step: int) -> torch.Tensor:
-        drawn = self.noise.draw(block, step, self.shape)
+    def _noise(self, plan: ContextPlan, step: int) -> torch.Tensor:
+        batch, _, *latent = self.shape
+        drawn = self.noise.draw(self.policy.number(plan.start), step, (batch, len(plan.own), *latent))
         if self.device.type == "cuda":
             drawn = drawn.pin_memory()  # the copy runs beside the GPU instead of waiting for it
         return drawn.to(self.device, non_blocking=True)
@@ -188,5 +248,5 @@ class Generation:
         candidates = self.cache.available(self.policy.candidates(self.start))
         if not candidates:
             return None
-        rngs = self.noise.rngs(self.start // self.policy.block)
+        rngs = self.noise.rngs(self.policy.number(self.start))
         return self.index.select(candidates, self.policy.memory_size, rngs)

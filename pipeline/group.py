@@ -16,6 +16,8 @@ import torch
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from pipeline.context import ContextPolicy
+from pipeline.merges import MERGES
 from pipeline.retrieval import Index, Selection
 from utils.errors import LostPeer, UserError
 from utils.processes import per_video, require_whole_groups, world_size
@@ -117,7 +119,7 @@ class SharedIndex:
         return self.group.first(self.index.select, candidates, k, rngs)
 
 
-def require_group(params: WanParams, tokens: int, source: str) -> None:
+def require_group(policy: ContextPolicy, params: WanParams, tokens: int, source: str) -> None:
     """Refuse a run whose videos cannot be shared out as GPUS_PER_VIDEO says.
 
     Args:
@@ -136,6 +138,11 @@ def require_group(params: WanParams, tokens: int, source: str) -> None:
         raise UserError(
             f"GPUS_PER_VIDEO={count} cannot share out the {params.num_heads} attention heads of {source} and a "
             f"block's {tokens} tokens; use {', '.join(fit[:-1])} or {fit[-1]}"
+        )
+    if policy.merged_frames and not MERGES[policy.merge].by_head:
+        raise UserError(
+            f"GPUS_PER_VIDEO={count} gives a process some of the heads, and model_kwargs.merge {policy.merge} looks at "
+            "all of them together; unset GPUS_PER_VIDEO, or choose another merge"
         )
 
 

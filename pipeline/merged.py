@@ -61,14 +61,18 @@ class Seen:
     """What a rule can know of the present forward.
 
     Attributes:
-        q: queries of the block, [B, T, heads, head_dim], rotated.
-        before: those of the block before at its commit; None for the first block.
+        q: queries of the block, [B, T, heads, head_dim].
+        rotated_q: the same, rotated.
+        rotated_before: those of the block before at its commit, rotated; None for the first block.
         sink: tokens of the pinned frames.
+        is_first: no frame has left before.
     """
 
     q: torch.Tensor
-    before: torch.Tensor | None
+    rotated_q: torch.Tensor
+    rotated_before: torch.Tensor | None
     sink: Tokens
+    is_first: bool
 
 
 class MergeRule:
@@ -76,9 +80,15 @@ class MergeRule:
 
     Attributes:
         at_own_index: it keeps tokens as they come, their keys rotated to the index of their frame.
+        asks_before: it needs the queries of the block before.
+        in_float32: it keeps what it makes in float32, whatever the type of the frames.
+        by_head: it makes the same of a head's keys and values whatever the other heads hold.
     """
 
     at_own_index = False
+    asks_before = False
+    by_head = False
+    in_float32 = False
 
     def before_block(self, memory: Tokens | None, leaving: Tokens, seen: Seen) -> Tokens:
         """The merged tokens that the block is denoised with, given those of the block before."""
@@ -119,18 +129,25 @@ class MergedMemory:
         if self.leaving:
             self.due["commit"] = set(range(len(self.current)))
 
-    def update(self, layer: int, q: torch.Tensor, is_commit: bool, read: Callable[[Sequence[int]], Tokens]) -> bool:
+    def update(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        rotated_q: torch.Tensor,
+        is_commit: bool,
+        read: Callable[[Sequence[int]], Tokens],
+    ) -> bool:
         """Make a layer's merged tokens where that is due; True if they are others now.
 
         Args:
-            q: rotated queries of the block's own tokens.
+            q: queries of the block's own tokens.
             is_commit: whether this forward is a commit.
             read: frames at hand -> their tokens; of no frames, those of the sink.
         """
         due = {phase for phase, layers in self.due.items() if layer in layers}
         if due:
             leaving = read(self.leaving)
-            seen = Seen(q, self.queries_before[layer], read(()))
+            seen = Seen(q, rotated_q, self.queries_before[layer], read(()), self.started[layer] is None)
             if "block" in due:
                 self.denoised[layer] = self.rule.before_block(self.started[layer], leaving, seen)
                 self.current[layer] = self.denoised[layer]
@@ -138,6 +155,6 @@ class MergedMemory:
                 self.current[layer] = self.rule.before_commit(self.denoised[layer], leaving, seen)
             for phase in due:
                 self.due[phase].discard(layer)
-        if is_commit:
-            self.queries[layer] = q
+        if is_commit and self.rule.asks_before:
+            self.queries[layer] = rotated_q
         return bool(due)

@@ -3,30 +3,35 @@
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-
-import torch
-from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
-from torch import nn
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError
-from wan.model import CausalWanModel
+
+if TYPE_CHECKING:  # late below: the names of the forms are settings, which are read before torch is
+    import torch
+    from torch import nn
+
+    from wan.model import CausalWanModel
 
 KEPT = ("norm",)  # small and sensitive: never in fewer bits
 
 
-def cast(blocks: nn.Module, dtype: torch.dtype) -> None:
+def cast(blocks: "nn.Module", dtype: "torch.dtype") -> None:
     """FP8 without scales, cast back layer by layer (diffusers' layerwise casting)."""
+    import torch
+    from diffusers.hooks import apply_layerwise_casting
+
     apply_layerwise_casting(blocks, torch.float8_e4m3fn, dtype, skip_modules_pattern=KEPT)
 
 
-def _with_torchao(blocks: nn.Module, dtype: torch.dtype, config: str) -> None:
+def _with_torchao(blocks: "nn.Module", dtype: "torch.dtype", config: str) -> None:
     """FP8 or INT8 with scales through torchao; computes in `dtype`."""
     quantization = _torchao()
     quantization.quantize_(blocks, getattr(quantization, config)())
 
 
 # Name -> how the linears of the blocks are kept; None leaves them as they are.
-QUANTIZATION: dict[str, Callable[[nn.Module, torch.dtype], None] | None] = {
+QUANTIZATION: dict[str, Callable[["nn.Module", "torch.dtype"], None] | None] = {
     "same": None,
     "cast_fp8": cast,
     "fp8": partial(_with_torchao, config="Float8WeightOnlyConfig"),
@@ -40,13 +45,13 @@ def require_quantization(form: str) -> None:
         _torchao()
 
 
-def quantize(model: CausalWanModel, form: str) -> None:
+def quantize(model: "CausalWanModel", form: str) -> None:
     """Keep the weights of the blocks in a form of `QUANTIZATION`; everything else stays as it is."""
     if QUANTIZATION[form]:
         QUANTIZATION[form](model.blocks, model.dtype)
 
 
-def offload_transformer(model: CausalWanModel, device: torch.device) -> None:
+def offload_transformer(model: "CausalWanModel", device: "torch.device") -> None:
     """Weights stay in host memory; each layer visits `device` for its call, copied ahead on a stream of its own.
 
     By leaves, not by blocks: `encode_text` calls some of a block's layers without the block.
@@ -55,8 +60,10 @@ def offload_transformer(model: CausalWanModel, device: torch.device) -> None:
     model.enable_group_offload(device, offload_type="leaf_level", use_stream=streams, non_blocking=streams)
 
 
-def offload_text_encoder(encoder: nn.Module, device: torch.device) -> None:
+def offload_text_encoder(encoder: "nn.Module", device: "torch.device") -> None:
     """The same for a transformers encoder, block by block; its embedding table visits `device` as a whole."""
+    from diffusers.hooks import apply_group_offloading
+
     streams = device.type == "cuda"
     apply_group_offloading(
         encoder,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from pipeline.context import ContextPolicy
 from pipeline.decode import decode_stream
 from pipeline.descriptors import Describe
 from pipeline.frames import FrameShape
-from pipeline.generation import Generation, LatentBlock
+from pipeline.generation import Generation, Kept, LatentBlock
 from pipeline.given import Given
 from pipeline.group import Group
 from pipeline.kv_cache import Cache, KVCache, ring_frames
@@ -24,6 +25,8 @@ from pipeline.samples import Sample
 from pipeline.script import Script
 from pipeline.selection import SELECTIONS
 from pipeline.text import Embed
+from utils.errors import UserError, first_line
+from utils.tensors import read_tensors
 from wan.model import CausalWanModel
 from wan.params import LatentFormat
 from wan.taehv import TAEHV
@@ -66,7 +69,32 @@ class Pipeline:
         samples = _listed(samples)
         numbers = [(sample.index, sample.number) for sample in samples]
         embeds = self.prompt_embeds([sample.segments[0].prompt for sample in samples])
-        return self.start_from(embeds, noise or SeededNoise(self.config.seed, numbers))
+        generation = self.start_from(embeds, noise or SeededNoise(self.config.seed, numbers))
+        generation.kept = Kept(prompts=[(0, embeds, "")])
+        return generation
+
+    def restore(self, path: str | Path) -> Generation:
+        """The generation that `Generation.save` wrote, by committing its blocks again.
+
+        Raises:
+            UserError: no such file, or its latents or embeddings are not of this pipeline's shape.
+        """
+        saved = read_tensors(path, "saved generation", "name a file that Generation.save wrote")
+        try:
+            embeds, latents = saved["embeds"], saved["latents"]
+            starts = [(int(start), str(how)) for start, how in saved["starts"]]
+            noise = SeededNoise(saved["seed"], [tuple(sample) for sample in saved["samples"]])
+            switches = dict(zip(starts[1:], embeds[1:], strict=True))
+            generation = self.start_from(embeds[0], noise)
+            generation.kept = Kept(prompts=[(0, embeds[0], "")])
+            for block in latents:
+                for (start, how), prompt in switches.items():
+                    if start == generation.start:
+                        generation.switch(prompt, how)
+                generation.give(block.to(self.device))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path} is no saved generation of this model's ({first_line(error)})") from error
+        return generation
 
     def start_from(
         self,
@@ -99,6 +127,7 @@ class Pipeline:
             device=self.device,
             context_noise=config.context_noise,
             frames=config.num_output_frames,
+            embed=self.prompt_embeds,
         )
 
     def build_cache(self, batch: int, index: Index | None) -> KVCache:
@@ -108,7 +137,8 @@ class Pipeline:
         bank = None
         if self.policy.fetched:
             leaving = leaving_frames(self.policy, config.num_output_frames)
-            bank = build_bank(config.bank, index, shape.dims, leaving, dtype, self.device, self.bank_bytes)
+            settings = self.policy.bank(config.bank)
+            bank = build_bank(settings, index, shape.dims, leaving, dtype, self.device, self.bank_bytes)
         return KVCache(shape, self.policy, bank, self.device, dtype)
 
     def frame_shape(self, batch: int) -> FrameShape:
@@ -125,6 +155,7 @@ class Pipeline:
             made: of each sample, what an interrupted run left of it.
         """
         generation = self.start(samples, noise)
+        generation.kept = None  # memory does not grow with the video's length
         script = Script(_listed(samples), made, self.vae)
         while generation.start < self.config.num_output_frames:
             if switch := script.switch(generation.start):

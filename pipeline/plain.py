@@ -8,7 +8,7 @@ from pipeline.bank.bank import TransferStats
 from pipeline.context import ENCODED, ContextPlan, Piece
 from pipeline.frames import FrameShape, pooled
 from wan.model import Attended
-from wan.rope import rope_table, rotate
+from wan.rope import Table, rope_table, rotate
 
 
 class PlainCache:
@@ -25,6 +25,7 @@ class PlainCache:
         self.shape, self.device = shape, device
         self.frames: dict[tuple[int, int], torch.Tensor] = {}  # (layer, frame) -> [2, B, tokens, heads, head_dim]
         self.encoded: dict[tuple[int, int], torch.Tensor] = {}  # the same, of frames encoded once more
+        self.tables: dict[tuple[int, int], Table] = {}  # (position, pool) -> rotation of a piece
         self.tier_bytes: dict[str, int] = {}
 
     def available(self, frames: range) -> list[int]:
@@ -72,6 +73,8 @@ class PlainCache:
         return list(zip(q.chunk(len(self.plan.own), dim=1), self.plan.own, strict=True))
 
     def _rotated(self, x: torch.Tensor, piece: Piece) -> torch.Tensor:
-        shape = self.shape
-        table = rope_table([piece.position], shape.rows, shape.columns, shape.head_dim, self.device, piece.pool)
-        return rotate(x, table)
+        shape, key = self.shape, (piece.position, piece.pool)
+        if key not in self.tables:
+            sizes = (shape.rows, shape.columns, shape.head_dim)
+            self.tables[key] = rope_table([piece.position], *sizes, self.device, piece.pool)
+        return rotate(x, self.tables[key])

@@ -4,14 +4,14 @@ To try another one, subclass `ContextPolicy`, say what differs, and name the cla
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from pipeline.bank.settings import BankSettings
 from pipeline.context import (
     COMPRESSED,
     ENCODED,
     LOCAL,
-    MERGED,
     RETRIEVED,
     SINK,
     ContextPlan,
@@ -22,84 +22,9 @@ from pipeline.context import (
     sink,
     window_shift,
 )
+from pipeline.merging import DeepForcing, MergingPolicy
 from utils.errors import UserError
 from utils.settings import setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergingPolicy(ContextPolicy):
-    """Context: what becomes of frames that leave the local part
-
-    The merged frames lie behind the sink as soon as the window is full; a rule of `pipeline.merges` makes them.
-    """
-
-    merge: str = setting(
-        "none",
-        "what frames that leave the local part become: nothing; a slow and a fast running mean of them; the same with "
-        "a rate for each token; or the best of them, kept whole and moved towards the rest",
-        choices=("none", "ema", "ema_adaptive", "tether"),
-    )
-    merged_size: int = setting(14, "merge tether: frames kept (M)", at_least=1)
-    merge_long: float = setting(0.01, "merge ema: share of the newest frames in the slow mean", above=0, at_most=1)
-    merge_short: float = setting(0.1, "merge ema: share of the newest frames in the fast mean", above=0, at_most=1)
-    tether_diversity: float = setting(
-        0.35, "merge tether: weight of being unlike the other candidates (alpha)", at_least=0, at_most=1000
-    )
-    tether_pull: float = setting(
-        0.35, "merge tether: how far a new frame moves to mean and deviation of the rest (tau)", at_least=0, at_most=1
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        room = self.local_size - self.block
-        if self.merged_frames > room:
-            raise UserError(
-                f"merge {self.merge} needs {self.merged_frames} frames and local_attn_size {self.local_attn_size} with "
-                f"sink_size {self.sink_size} and a block of {self.block} leaves {room}; raise local_attn_size"
-            )
-
-    @property
-    def merged_frames(self) -> int:
-        """How many merged frames a context has."""
-        if self.merge == "none":
-            return 0
-        return self.merged_size if self.merge == "tether" else 2
-
-    @property
-    def recent(self) -> int:
-        return super().recent + (self.block if self.merged_frames else 0)
-
-    def is_merging(self, start: int) -> bool:
-        """Whether frames have left the local part before this block."""
-        return bool(self.merged_frames) and start + self.block > self.sink_size + self.local_size
-
-    def merged(self, start: int) -> tuple[Piece, ...]:
-        """The merged pieces, at the window's places behind the sink."""
-        found = []
-        if self.is_merging(start):
-            for number in range(self.merged_frames):
-                found.append(Piece(MERGED, -1 - number, self.sink_size + number))
-        return tuple(found)
-
-    def beside_merged(self, start: int) -> int:
-        """Size of the local part."""
-        return self.local_size - (self.merged_frames if self.is_merging(start) else 0)
-
-    def leaving(self, start: int) -> tuple[int, ...]:
-        """Frames that the merged ones take in with the block at `start`; running means begin with a block of them."""
-        if not self.is_merging(start):
-            return ()
-        stop = start + self.block - self.beside_merged(start)
-        first = stop - self.block
-        if self.merge == "tether" and not self.is_merging(start - self.block):
-            first = self.sink_size
-        return tuple(range(max(first, self.sink_size), stop))
-
-    def describe_merged(self) -> str:
-        """The merged part of a layout."""
-        if self.merge == "none":
-            return ""
-        return f" | merged {self.merged_frames} by {self.merge}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +62,12 @@ class RetrievedMemory(MergingPolicy):
     recent_exclude: int = setting(
         5, "latentmem: latest frames to leave the window that may not be retrieved yet (R)", at_least=0
     )
+    retrieve_after: str = setting(
+        "window",
+        "latentmem: what a frame must have left to be retrievable: the window of local_attn_size frames, or the local "
+        "part, after which nothing is neither attended to nor retrievable but for recent_exclude",
+        choices=("window", "local"),
+    )
     unused_to_local: bool = setting(False, "latentmem: slots that nothing was retrieved for hold further local frames")
 
     retrieved_positions: str = setting(
@@ -152,6 +83,11 @@ class RetrievedMemory(MergingPolicy):
                 f"merge {self.merge} needs a local part of one size, and unused_to_local=true changes it; set "
                 "unused_to_local=false"
             )
+        if self.retrieve_after == "local" and self.unused_to_local:
+            raise UserError(
+                "retrieve_after local needs a local part of one size, and unused_to_local=true changes it; set "
+                "unused_to_local=false"
+            )
 
     @property
     def local_size(self) -> int:
@@ -159,7 +95,9 @@ class RetrievedMemory(MergingPolicy):
         return self.local_attn_size - self.sink_size - reserved
 
     def candidates(self, start: int) -> range:
-        left = max(start - self.local_attn_size, 0)  # frames after the sink that left the window
+        left = start - self.local_attn_size  # frames after the sink that left the window
+        if self.retrieve_after == "local":
+            left = start + self.block - self.beside_merged(start) - self.sink_size  # or that left the local part
         count = max(left - self.recent_exclude, 0) if self.memory_size else 0
         return range(self.sink_size, self.sink_size + count)
 
@@ -179,7 +117,9 @@ class RetrievedMemory(MergingPolicy):
 
     def describe(self) -> str:
         local_size = self.local_attn_size - self.sink_size - self.memory_size - self.merged_frames
-        gap = self.block + self.memory_size + self.recent_exclude
+        gap = self.recent_exclude
+        if self.retrieve_after == "window":
+            gap += self.block + self.memory_size
         return (
             f"[sink {self.sink_size}{self.describe_merged()} | retrieved {self.memory_size} | local {local_size}]; "
             f"{gap} frames before it are neither attended to nor retrievable yet{self.describe_commit()}"
@@ -319,6 +259,16 @@ class CompressedPast(ContextPolicy):
     def largest(self) -> tuple[int, ...]:
         return (1,) * (self.sink_size + self.local_size) + self.fetched
 
+    def bank(self, settings: BankSettings) -> BankSettings:
+        """The latest frames outside the window are kept, no others."""
+        needed = len(self.fetched)
+        if settings.capacity is not None and settings.capacity < needed:
+            raise UserError(
+                f"bank.capacity {settings.capacity} is less than the {needed} frames outside the window that every "
+                f"block attends to; use at least {needed}"
+            )
+        return replace(settings, capacity=needed or None, eviction="fifo")
+
     def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
         shift = window_shift(self, start)
         nearby = local(self, start, self.local_size, shift)
@@ -335,6 +285,7 @@ class CompressedPast(ContextPolicy):
 POLICIES: dict[str, type[ContextPolicy]] = {
     "native": SlidingWindow,
     "latentmem": RetrievedMemory,
+    "deep_forcing": DeepForcing,
     "reencoded": ReencodedWindow,
     "rolling_sink": RollingSink,
     "compressed_past": CompressedPast,

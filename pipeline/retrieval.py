@@ -1,5 +1,6 @@
 """The retrieval index: describes finished frames and finds those that are similar to the latest one."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,14 @@ class Retrieval:
         self.on_host: dict[int, torch.Tensor] = {}  # frame -> [B, D], where the table lies on a GPU
         self.similar: OnHost | None = None  # [rows, B], of every row to the last frame, where the table lies on a GPU
         self.most_similar_pair = MostSimilarPair(self.host_vectors)
+
+    def __deepcopy__(self, memo: dict) -> "Retrieval":
+        """An index with the same frames; what describes them, and its weights, is shared."""
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        memo[id(self.describe)] = self.describe
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def add(self, latents: torch.Tensor) -> None:
         vectors = F.normalize(self.describe(latents), dim=-1)

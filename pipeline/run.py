@@ -33,7 +33,7 @@ def make_share(found: Preflight, samples: Sequence[Sample], sink: Sink, claim: C
     mine = share(batches_of(samples, config.batch_size))  # before finished ones are left out: processes agree
     todo = group.first(_unfinished, mine, sink)
     count = sum(len(_missing(batch, sink)) for batch in todo)
-    blocks = config.num_output_frames // config.num_frame_per_block
+    blocks = config.blocks
     block_frames = found.format.block_frames(config.num_frame_per_block)
     progress = Progress(count, blocks, block_frames, quiet=rank() > 0)
     finished = sum(len(batch) for batch in mine) - count

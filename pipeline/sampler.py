@@ -1,11 +1,12 @@
 """The few-step sampler: flow-matching noise levels and one block's denoising."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRAIN_STEPS = 1000  # timesteps of the schedule that the backbones were trained on
 
@@ -14,6 +15,8 @@ class FlowSchedule:
     """Noise levels sigma(s) = shift * s / (1 + (shift - 1) * s) at timestep 1000 * sigma (arXiv 2403.03206)."""
 
     def __init__(self, shift: float = 5.0) -> None:
+        import torch  # late: the names of the samplers are settings, which are read before torch is
+
         s = torch.linspace(1.0, 0.0, TRAIN_STEPS + 1)[:-1]
         self.sigmas = shift * s / (1 + (shift - 1) * s)
         self.timesteps = self.sigmas * TRAIN_STEPS
@@ -30,17 +33,17 @@ class FlowSchedule:
         """Noise level of the table's nearest timestep."""
         return self.sigmas[(self.timesteps - timestep).abs().argmin()].item()
 
-    def to_clean(self, flow: torch.Tensor, noisy: torch.Tensor, timestep: float) -> torch.Tensor:
+    def to_clean(self, flow: "Tensor", noisy: "Tensor", timestep: float) -> "Tensor":
         """x0 = x_t - sigma_t * v, in float64."""
         return (noisy.double() - self.sigma(timestep) * flow.double()).to(flow.dtype)
 
-    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timestep: float) -> torch.Tensor:
+    def add_noise(self, clean: "Tensor", noise: "Tensor", timestep: float) -> "Tensor":
         """x_t = (1 - sigma_t) * x0 + sigma_t * noise."""
         sigma = self.sigma(timestep)
         return ((1 - sigma) * clean.float() + sigma * noise.float()).to(noise.dtype)
 
 
-Flow = Callable[[torch.Tensor, float], torch.Tensor]  # (noisy latents, timestep) -> predicted flow of the same shape
+Flow = Callable[["Tensor", float], "Tensor"]  # (noisy latents, timestep) -> predicted flow of the same shape
 
 
 class Rule(Protocol):
@@ -51,9 +54,9 @@ class Rule(Protocol):
         schedule: FlowSchedule,
         timesteps: Sequence[float],
         flow: Flow,
-        noise: torch.Tensor,
-        renoise: Callable[[int], torch.Tensor],
-    ) -> torch.Tensor:
+        noise: "Tensor",
+        renoise: Callable[[int], "Tensor"],
+    ) -> "Tensor":
         """Denoise `noise` [B, F, C, H, W] to x0, [B, F, C, H, W].
 
         Args:
@@ -66,9 +69,9 @@ def few_step(
     schedule: FlowSchedule,
     timesteps: Sequence[float],
     flow: Flow,
-    noise: torch.Tensor,
-    renoise: Callable[[int], torch.Tensor],
-) -> torch.Tensor:
+    noise: "Tensor",
+    renoise: Callable[[int], "Tensor"],
+) -> "Tensor":
     """Predict x0, add fresh noise of the next level, and so on: what the few-step backbones were distilled for."""
     x = noise
     for step, timestep in enumerate(timesteps):
@@ -82,9 +85,9 @@ def euler(
     schedule: FlowSchedule,
     timesteps: Sequence[float],
     flow: Flow,
-    noise: torch.Tensor,
-    renoise: Callable[[int], torch.Tensor],
-) -> torch.Tensor:
+    noise: "Tensor",
+    renoise: Callable[[int], "Tensor"],
+) -> "Tensor":
     """Follow the flow in straight pieces, without fresh noise: x_next = x + (sigma_next - sigma) * v."""
     x = noise
     sigmas = [schedule.sigma(timestep) for timestep in timesteps] + [0.0]
@@ -102,6 +105,6 @@ class Sampler:
     def __init__(self, schedule: FlowSchedule, timesteps: Sequence[float], rule: Rule = few_step) -> None:
         self.schedule, self.timesteps, self.rule = schedule, list(timesteps), rule
 
-    def __call__(self, flow: Flow, noise: torch.Tensor, renoise: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    def __call__(self, flow: Flow, noise: "Tensor", renoise: Callable[[int], "Tensor"]) -> "Tensor":
         """A block's clean latents x0 [B, F, C, H, W] from `noise` of that shape; see `Rule`."""
         return self.rule(self.schedule, self.timesteps, flow, noise, renoise)

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.decode import State, decode_stream, require_finite
-from pipeline.film import Film
+from pipeline.film import Film, Watch
 from pipeline.generation import LatentBlock
 from pipeline.given import Given, Stored
 from pipeline.latents import open_latents
@@ -65,12 +65,14 @@ class VideoSink:
     Attributes:
         names: sample -> name.
         weights: gives the names and digests of the weight files, once they are needed.
+        watch: is shown each block's frames [B, T, H, W, 3] in bytes on their way to the file.
     """
 
     folder: Path
     names: Mapping[Sample, str]
     config: RunConfig
     weights: Callable[[], Weights]
+    watch: Watch | None = None
 
     def path(self, sample: Sample) -> Path:
         return self.folder / f"{self.names[sample]}.mp4"
@@ -102,13 +104,16 @@ class VideoSink:
         blocks: Iterable[LatentBlock],
         on_block: OnBlock,
     ) -> None:
-        """See `Sink`; a second thread decodes and writes a block's frames while the next one is generated."""
+        """See `Sink`; a second thread decodes and writes a block's frames while the next one is generated.
+
+        While its blocks come, a sample of the batch may be replaced by one with further scenes: that is recorded.
+        """
         making = {}
         for number, sample in enumerate(batch):
             if sample in wanted:
                 making[number] = self._unfinished(sample)
         clock = Clock(pipeline.device)
-        count = -(-(self.config.num_output_frames // self.config.num_frame_per_block) // self.config.segment_blocks)
+        count = -(-self.config.blocks // self.config.segment_blocks)
         self._shoot(pipeline, batch, making, blocks, on_block, clock)
         for number, unfinished in making.items():
             self._finish(pipeline, batch[number], unfinished, count, clock.seconds)
@@ -128,7 +133,7 @@ class VideoSink:
         for unfinished in making.values():
             unfinished.begin((self.config.num_output_frames, *shape))
         segments, states = _decoded(making, len(batch))
-        film = Film(pipeline, making, segments, states, known, clock)
+        film = Film(pipeline, making, segments, states, known, clock, self.watch)
         side = SideStream(pipeline.device, "decode")
 
         def take(block: LatentBlock, ready: AbstractContextManager) -> None:

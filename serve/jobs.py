@@ -1,9 +1,9 @@
 """The queue: one job at a time has the device, of one take, or of two that are made side by side."""
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from serve.making import Making
@@ -12,8 +12,21 @@ from serve.steering import GO, LEAVE, PAUSE, STOP, SetAside, Steering, Turns
 from serve.studio import Studio
 from serve.takes import DONE, FAILED, MAKING, PAUSED, STOPPED, WAITING, Take
 from utils.errors import UserError, explain
+from utils.optional import best_effort
 
 LEAVE_WITHIN = 60.0  # seconds that takes have to come to the end of a block when the server ends
+
+
+@dataclass
+class Present:
+    """A take that has the device.
+
+    Attributes:
+        making: None until its settings are read.
+    """
+
+    steering: Steering
+    making: Making | None = None
 
 
 class Jobs:
@@ -29,7 +42,7 @@ class Jobs:
         self.models = Models()
         self.changed = threading.Condition()
         self.queue: deque[list[Take]] = deque()
-        self.present: dict[int, tuple[Making, Steering]] = {}
+        self.present: dict[int, Present] = {}
         self.is_closed = False
         self.seconds = 0.0  # a block, of the last take that told
         self.thread = threading.Thread(target=self._work, name="jobs", daemon=True)
@@ -70,8 +83,8 @@ class Jobs:
             self.queue.append(takes)
             self.changed.notify_all()
             present = list(self.present.values())
-        for _, steering in present:
-            steering.nudge()
+        for found in present:
+            found.steering.nudge()
         self._tell_all()
 
     def pause(self, take: Take) -> None:
@@ -84,7 +97,7 @@ class Jobs:
         """Go on with a take that is paused, was stopped, or failed."""
         found = self.present.get(take.number)
         if found is not None:
-            found[1].ask(GO)
+            found.steering.ask(GO)
         elif take.state in (PAUSED, STOPPED, FAILED):
             self.submit([take])
         self.tell(take.number)
@@ -93,6 +106,7 @@ class Jobs:
         """End the making; what is there stays."""
         if take.state == PAUSED and take.number not in self.present:
             take.set_state(STOPPED)
+            self.tell(take.number)
         elif not self._withdraw(take, STOPPED):
             self._steering(take).ask(STOP)
         self._tell_all()
@@ -106,6 +120,7 @@ class Jobs:
             self.queue = deque(job for job in self.queue if job)
         if jobs:
             take.set_state(state)
+            self.tell(take.number)
         return bool(jobs)
 
     def switch(self, take: Take, prompt: str, how: str) -> None:
@@ -118,8 +133,8 @@ class Jobs:
         with self.changed:
             self.is_closed = True
             self.changed.notify_all()
-        for _, steering in list(self.present.values()):
-            steering.ask(LEAVE)
+        for found in list(self.present.values()):
+            found.steering.ask(LEAVE)
         if self.thread.is_alive():
             self.thread.join(LEAVE_WITHIN)
 
@@ -128,27 +143,27 @@ class Jobs:
         found = self.present.get(take.number)
         if found is None:
             return {"place": self._place(take), "wait": self._wait(take)}
-        making, steering = found
-        left = max(take.frames // self._block(take) - making.number, 0)
-        return {
+        steering, making = found.steering, found.making
+        status = {
             "paused": steering.is_paused,
             "wish": steering.wish,
             "switching": steering.segment is not None,
+        }
+        if making is None:
+            return status
+        left = max(take.frames // making.config.num_frame_per_block - making.number, 0)
+        return status | {
             "making": making.number,
             "plan": making.plan,
             "seconds": round(making.seconds, 4),
-            "left": round(left * making.seconds * len(self.present), 1) if making.seconds else None,
+            "left": round(left * making.seconds, 1) if making.seconds else None,
         }
 
     def _steering(self, take: Take) -> Steering:
         found = self.present.get(take.number)
         if found is None:
             raise UserError(f"take {take.number} is {take.state}, not in the making")
-        return found[1]
-
-    def _block(self, take: Take) -> int:
-        making, _ = self.present[take.number]
-        return making.config.num_frame_per_block
+        return found.steering
 
     def _place(self, take: Take) -> int | None:
         """How many jobs come before a waiting take; None if it does not wait."""
@@ -162,8 +177,10 @@ class Jobs:
         if self._place(take) is None or not self.seconds:
             return None
         blocks = 0
-        for number, (making, _) in list(self.present.items()):
-            blocks += self.studio.takes.get(number).frames // making.config.num_frame_per_block - making.number
+        for number, found in list(self.present.items()):
+            if found.making is not None:
+                whole = self.studio.takes.get(number).frames // found.making.config.num_frame_per_block
+                blocks += whole - found.making.number
         for job in list(self.queue):
             if take in job:
                 break
@@ -177,6 +194,8 @@ class Jobs:
                 if self.is_closed:
                     return
                 job = self.queue.popleft()
+                for take in job:
+                    self.present[take.number] = Present(self._new_steering(take))
             turns = Turns()
             threads = [threading.Thread(target=self._make, args=(take, turns), daemon=True) for take in job]
             for take in job:
@@ -185,16 +204,20 @@ class Jobs:
                 thread.start()
             for thread in threads:
                 thread.join()
-            self.finished(job)
+            with best_effort("the report of two takes", "it can be asked for again"):
+                self.finished(job)
+
+    def _new_steering(self, take: Take) -> Steering:
+        return Steering(lambda: self.tell(take.number), lambda: bool(self.queue) or self.is_closed)
 
     def _make(self, take: Take, turns: Turns) -> None:
         """One take, in a thread of its own, to its end, whatever that is."""
-        steering = Steering(lambda: self.tell(take.number), lambda: bool(self.queue) or self.is_closed)
+        steering = self.present[take.number].steering
         state, error = DONE, ""
         try:
-            config = self.studio.config(take.request, take.folder)
+            config = self.studio.config(take.request, take.folder, take.start)
             making = Making(take, config, self.models, steering, turns, lambda: self._heard(take))
-            self.present[take.number] = (making, steering)
+            self.present[take.number].making = making
             take.set_state(MAKING)
             self._tell_all()
             making.run()
@@ -205,17 +228,19 @@ class Jobs:
             state, error = FAILED, line.removeprefix("error: ")
         turns.leave(take)
         self.present.pop(take.number, None)
-        take.set_state(state, error)
+        with best_effort("the note of how a take ended", "the next server looks at its files"):
+            take.set_state(state, error)
+        self.tell(take.number)
         self._tell_all()
 
     def _heard(self, take: Take) -> None:
         found = self.present.get(take.number)
-        if found is not None and found[0].seconds:
-            self.seconds = found[0].seconds
+        if found is not None and found.making is not None and found.making.seconds:
+            self.seconds = found.making.seconds
         self.tell(take.number)
 
     def _tell_all(self) -> None:
-        """Tell of all takes whose place may have changed."""
+        """Tell of all takes whose place in the queue may have changed."""
         for take in self.studio.takes.all():
-            if take.state in (WAITING, MAKING, PAUSED) or time.time() - take.created < 1:
+            if take.state in (WAITING, MAKING):
                 self.tell(take.number)

@@ -80,7 +80,10 @@ class Uploads:
             self._require_size(*picture.size)
             picture.load()
             return picture.size
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            most = self.limits.upload_megapixels
+            raise UserError(f"its picture has far too many pixels; at most {most:g} million are taken") from error
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise UserError(f"it cannot be read as a picture; send {KINDS}") from error
 
     def _clip(self, path: Path) -> dict[str, float]:

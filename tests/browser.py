@@ -16,7 +16,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-dev-shm-usage",
     "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe", "--hide-scrollbars",
 )  # fmt: skip
-PATIENCE = 60.0  # seconds for anything that is waited for
+PATIENCE = 240.0  # seconds for anything that is waited for
 
 
 class Browser:

@@ -4,7 +4,6 @@ Writes OUT/wan_models and OUT/checkpoints as `download.sh` would; a run finds th
 `model_root=OUT/wan_models generator_ckpt=OUT/checkpoints/causal_forcing.pt` and so on, as printed at the end.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from ae.model import LatentAEParams
 from pipeline.backbones import WAN_FOLDER
 from tests.miniature import make_tokenizer
+from utils.command_line import Parser, folder_name, whole_number
 from utils.errors import run
 from utils.files import require_writable, write_json
 from utils.tensors import save_tensors, shapes_of
@@ -34,14 +34,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.make_random_weights", description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path)
+    parser = Parser(prog="python -m tests.make_random_weights", description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=folder_name)
     parser.add_argument("--size", choices=["1.3b", "14b", "tiny"], default="1.3b")
     pieces = ", ".join(f"{name} ({size})" for name, size in PIECES.items())
     parser.add_argument("--only", nargs="+", choices=PIECES, default=list(PIECES), help=f"some of {pieces}")
-    parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--width", type=int, default=832)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--height", type=whole_number(8, 16384), default=480)
+    parser.add_argument("--width", type=whole_number(8, 16384), default=832)
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
     arguments = parser.parse_args()
     require_writable(arguments.out)
     make(arguments.out, arguments.size, arguments.only, arguments.height, arguments.width, arguments.seed)

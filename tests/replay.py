@@ -39,6 +39,25 @@ def memrope(method: dict) -> dict:
     }
 
 
+def tethercache(method: dict) -> dict:
+    return {
+        "window_positions": True,
+        "merge": "tether",
+        "merged_size": method["M"],
+        "tether_diversity": method["alpha"],
+        "tether_pull": method["tau"],
+    }
+
+
+def deep_forcing(method: dict) -> dict:
+    return {
+        "policy": "deep_forcing",
+        "deep_budget": method["budget"],
+        "deep_recent": method["recent"],
+        "deep_uses": method["topc_max_reuse"],
+    }
+
+
 def id_forcing(method: dict) -> dict:
     if method.get("base") != "self_forcing":
         return {"window_positions": True, "commit_rule": "own"}
@@ -50,8 +69,11 @@ METHODS = {  # `method.name` of a recording -> settings of the context beside th
     "infinity-rope": lambda method: {"window_positions": True},
     "commit-forcing": lambda method: {"commit_rule": "newest"},
     "rolling-sink": lambda method: {"policy": "rolling_sink"},
+    "longlive-recache": lambda method: {},  # a sliding window; its prompts are switched
     "id-forcing": id_forcing,
     "memrope": memrope,
+    "tethercache": tethercache,
+    "deep-forcing": deep_forcing,
 }
 
 
@@ -66,7 +88,7 @@ def replay(path: Path) -> bool:
     if "noise" not in noise:
         noise |= drawn_noise(record)
     pipeline = recorded_pipeline(record, path.parent, noise["noise"].shape)
-    produced, selections = generate(pipeline, noise, switches_of(record))
+    produced, selections, chosen = generate(pipeline, noise, switches_of(record))
     tolerance = record.get("tolerance", DEFAULT_TOLERANCE)
     print(f"{path.name}: tolerance {tolerance:g}")
     passed = True
@@ -88,7 +110,29 @@ def replay(path: Path) -> bool:
         for got, want in zip(selections, wanted, strict=False):
             if got != want:
                 print(f"    recorded block {want[0]}: {want[1]}; here block {got[0]}: {got[1]}")
+    if wanted := chosen_of(record):
+        equal = chosen == wanted
+        passed &= equal
+        print(f"  {'frames by layer':<20} {len(wanted)} blocks, {'equal' if equal else 'DIFFERENT'}")
     return passed
+
+
+def chosen_of(record: dict) -> dict[int, list[dict[int, int]]]:
+    """A block's first frame -> of each layer, how many tokens of which frames it chose to keep."""
+    found = {}
+    for entry in record.get("memory_log", []):
+        if entry["candidates"]:
+            _, _, _, height, width = record["tensors"]["noise"]["shape"]
+            found[entry["frame"]] = [dict.fromkeys(frames, height * width // 4) for frames in entry["memory"]]
+    cuts = {entry["frame"] for entry in record.get("compressions", [])}
+    for call in record.get("trace", []):
+        if call["frame"] in cuts and call["forward"] == 0:
+            counts = {}
+            for frame, tokens in zip(call["attended"], call["tokens"], strict=True):
+                if tokens is not None:
+                    counts[frame] = len(tokens)
+            found.setdefault(call["frame"], []).append(counts)
+    return found
 
 
 def drawn_noise(record: dict) -> dict[str, torch.Tensor]:
@@ -147,15 +191,19 @@ def generate(
     pipeline: Pipeline,
     recorded: dict[str, torch.Tensor],
     switches: Mapping[int, tuple[str, str]] = MappingProxyType({}),
-) -> tuple[dict, list]:
-    """Run the recorded generation; returns its tensors under the recording's names, and the selections."""
+) -> tuple[dict, list, dict]:
+    """Run the recorded generation.
+
+    Returns:
+        its tensors under the recording's names, the selections, and what layers chose to keep as in `chosen_of`.
+    """
     steps = len(pipeline.config.denoising_step_list)
     sampler = pipeline.sampler
     calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     hook = pipeline.model.register_forward_hook(lambda module, inputs, flow: calls.append((inputs[0], inputs[1], flow)))
     noise = RecordedNoise(recorded["noise"], recorded["renoise"])
     generation = pipeline.start_from(recorded["prompt_embeds"], noise)
-    blocks, merged = [], []
+    blocks, merged, chosen = [], [], {}
     while generation.start < pipeline.config.num_output_frames:
         if generation.start in switches:
             embeds, how = switches[generation.start]
@@ -163,6 +211,7 @@ def generate(
         blocks.append(generation.step())
         if blocks[-1].plan.leaving:
             merged.append(merged_of(generation.cache))
+            chosen[blocks[-1].plan.start] = chosen_by(generation.cache)
     hook.remove()
 
     def joined(forward: int) -> torch.Tensor:
@@ -175,7 +224,7 @@ def generate(
         "timesteps_used": torch.stack([t[0].expand(blocks[0].latents.shape[1]) for _, t, _ in calls[: steps + 1]]),
     }
     if merged:
-        produced["ema"] = torch.stack(merged)
+        produced |= {"ema": torch.stack(merged), "memory_end": merged[-1]}
     for step, timestep in enumerate(sampler.timesteps):
         clean = [sampler.schedule.to_clean(flow, x, timestep) for x, _, flow in calls[step :: steps + 1]]
         produced[f"step{step}_x0"] = torch.cat(clean, dim=1)
@@ -186,7 +235,7 @@ def generate(
         produced |= {f"pool_len.{layer}": left for layer in layers}
     produced |= {f"merged.{name}": weight for name, weight in pipeline.model.state_dict().items()}
     selections = [(b.selection.block_start, [list(row) for row in b.selection.frames]) for b in blocks if b.selection]
-    return produced, selections
+    return produced, selections, chosen
 
 
 def merged_of(cache: KVCache) -> torch.Tensor:
@@ -196,6 +245,15 @@ def merged_of(cache: KVCache) -> torch.Tensor:
         kv = torch.stack([tokens.keys[0], tokens.values[0]])
         layers.append(kv.unflatten(1, (-1, cache.shape.tokens())))
     return torch.stack(layers)
+
+
+def chosen_by(cache: KVCache) -> list[dict[int, int]]:
+    """Of each layer, how many tokens of which frames it keeps for the first sample."""
+    found = []
+    for tokens in cache.merged.current:
+        frames, counts = tokens.frames[0].unique(return_counts=True)
+        found.append(dict(zip(frames.tolist(), counts.tolist(), strict=True)))
+    return found
 
 
 def main() -> None:

@@ -1,14 +1,21 @@
-"""Spoilt videos, to show that tinyworld's judge sees what is wrong: `python -m tests.spoilt` prints a table."""
+"""Spoilt videos, to show that tinyworld's judge sees what is wrong: `python -m tests.spoilt` prints a table.
 
+`python -m tests.spoilt progression` prints what is new and what moves in true, repeated and still videos.
+"""
+
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from evaluation.compare.statistics import estimate
+from evaluation.video.progression import progression
 from tinyworld.report import PASS, Column, ReportSettings, early, estimates, report_table, whole
 from tinyworld.world.film import Clip, held_out
-from tinyworld.world.scene import pixel_frames
+from tinyworld.world.scene import FPS, pixel_frames
 from utils.errors import run
+from utils.table import markdown
 
 
 def recolour(video: np.ndarray) -> np.ndarray:
@@ -60,7 +67,33 @@ def spoilt(short: Sequence[Clip], long: Sequence[Clip], window: int) -> dict[str
     return columns
 
 
+def progression_table(captions: int = 16) -> str:
+    """New content and motion of true videos, of their first 5 s repeated, and of their first frame."""
+    rng = np.random.default_rng(0)
+    found: dict[str, dict[str, list[float]]] = {}
+    for index in range(captions):
+        video = held_out(index, pixel_frames(120)).video
+        still = np.repeat(video[:1], len(video), 0)
+        noise = rng.normal(0, 6, (len(video), 1, 1, 1)) + rng.normal(0, 6, video.shape)
+        kinds = {
+            "true videos": video,
+            "first 5 s repeated": np.concatenate([video[:80]] * 6)[: len(video)],
+            "standing still": still,
+            "standing still, noisy": np.clip(still + noise, 0, 255).astype(np.uint8),
+        }
+        for name, kind in kinds.items():
+            for measured, value in progression(kind, FPS).items():
+                found.setdefault(name, {}).setdefault(measured, []).append(value)
+    rows = [["", "new content", "motion", "net motion"]]
+    for name, row in found.items():
+        rows.append([name, *(f"{estimate(values):.2f}" for values in row.values())])
+    return markdown(rows)
+
+
 def main() -> None:
+    if sys.argv[1:] == ["progression"]:
+        print(progression_table())
+        return
     settings = ReportSettings()
     short = [held_out(index, pixel_frames(settings.short_frames)) for index in range(settings.clips)]
     long = [held_out(index, pixel_frames(settings.long_frames)) for index in range(settings.long_clips)]

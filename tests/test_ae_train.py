@@ -81,21 +81,18 @@ def test_two_steps_equal_the_recording(tmp_path, monkeypatch):
         torch.testing.assert_close(value, expected[f"after.{key}"], rtol=0, atol=tolerance)
 
 
-def test_killed_at_a_random_moment_and_resumed_it_trains_the_same(arguments, tmp_path):
+def test_killed_at_a_random_moment_and_resumed_it_trains_the_same(arguments, tmp_path, monkeypatch):
     epochs = 6
-
-    def command(name: str) -> list[str]:
-        extra = [f"tag={name}", f"epochs={epochs}", "save_steps=1", "num_workers=1"]
-        return [sys.executable, "-m", "ae.train", *arguments, *extra]
-
-    subprocess.run(command("whole"), cwd=ROOT, check=True, capture_output=True)
+    more = [f"epochs={epochs}", "save_steps=1"]
+    assert trained([*arguments, *more, "tag=whole"], monkeypatch) == 0
     lines = random.randint(1, epochs)  # said lines before the kill; what is under way then, is left to the machine
-    process = subprocess.Popen(command("killed"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "ae.train", *arguments, *more, "tag=killed", "num_workers=1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for _ in range(lines + 1):
         process.stdout.readline()
     process.kill()
     process.communicate()  # comes back when nobody holds the pipe any more: the loader's process has ended too
-    subprocess.run(command("killed"), cwd=ROOT, check=True, capture_output=True)
+    assert trained([*arguments, *more, "tag=killed", "num_workers=1"], monkeypatch) == 0
     whole, killed = tmp_path / "runs/whole", tmp_path / "runs/killed"
     assert (whole / "curve.csv").read_bytes() == (killed / "curve.csv").read_bytes(), f"killed after {lines} lines"
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}

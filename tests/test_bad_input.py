@@ -16,18 +16,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import benchmarks.ae_loader
 import benchmarks.long
 import benchmarks.run
 import benchmarks.storage
+import benchmarks.weights
+import download
 import evaluation.__main__
 import evaluation.retrieval.__main__
 import evaluation.vbench.__main__
 import generate_latent
 import inference
+import tests.make_random_weights
 import tinyworld.benchmark
 import tinyworld.oracle_memory
 import tinyworld.report
 import tinyworld.train
+import tinyworld.truth
 from ae import train as ae_train
 from ae.settings import TrainSettings as EncoderSettings
 from pipeline.config import CorpusConfig, RunConfig
@@ -48,6 +53,11 @@ COMMANDS: dict[str, tuple[Callable[[], None], type | None, list[str]]] = {
     "benchmarks.run": (benchmarks.run.main, benchmarks.run.BenchmarkConfig, ["output=OUT/run.json"]),
     "benchmarks.long": (benchmarks.long.main, benchmarks.long.LongConfig, ["output=OUT"]),
     "benchmarks.storage": (benchmarks.storage.main, None, []),
+    "benchmarks.ae_loader": (benchmarks.ae_loader.main, None, ["--folder=OUT"]),
+    "benchmarks.weights": (benchmarks.weights.main, None, []),
+    "tinyworld.truth": (tinyworld.truth.main, None, ["OUT"]),
+    "tests.make_random_weights": (tests.make_random_weights.main, None, []),
+    "download": (download.main, None, []),
     "evaluation": (evaluation.__main__.main, None, ["--out=OUT"]),
     "evaluation.retrieval": (evaluation.retrieval.__main__.main, None, ["--data=FAMILY/latents", "--out=OUT"]),
     "evaluation.vbench": (evaluation.vbench.__main__.main, None, []),
@@ -144,18 +154,18 @@ def wrong_values(field: dataclasses.Field, kind: object) -> list[str]:
         return ["3", "word", "[1,2]"]
     if typing.get_origin(kind) in (list, tuple):
         of_one = wrong_values(field, inner[0]) if inner[0] in (int, float) else []
-        nested = [] if inner[0] is str else ["[[1],[2]]"]  # OmegaConf makes text of it
-        return ["word", "{a: 1}", *nested, *(f"[{value}]" for value in of_one)]
+        return ["word", "{a: 1}", "[[1],[2]]", "[{a: 1}]", "???", *(f"[{value}]" for value in of_one)]
     if typing.get_origin(kind) is dict:
         return ["word", "[1]"]
     scalar = kind if kind in (int, float, bool, str) else (inner or [None])[0]
     if scalar is bool:
-        return ["perhaps", "2", "[true]", "null"]
+        return ["perhaps", "2", "[true]", "null", "???"]
     if scalar is str:
-        return ["no such word", "[a,b]"] if choices else ["[a,b]"]
+        empty = [""] if field.metadata.get("writes") else []
+        return ["[a,b]", "???", *empty, *(["no such word"] if choices else [])]
     if scalar not in (int, float):
         return []
-    wrong = ["word", "", "nan", "inf", "-inf", "[1,2]", "1e400", f"1{'0' * 31}"]
+    wrong = ["word", "", "nan", "inf", "-inf", "[1,2]", "1e400", f"1{'0' * 31}", "???", "{a: 1}"]
     if scalar is int:
         wrong += ["1.5", "1e12"]
     for name in ("at_least", "above"):
@@ -210,20 +220,48 @@ ARGUMENTS = {
         "model_name=", "generator_ckpt=", "data_path=", "output_folder=FAMILY/run.yaml/x", "prompt=", "prompt=[a,b]",
         "lora_ckpt=3", "lora_ckpt=[{path: FAMILY/lora.safetensors, weight: nan}]", "adapter.rank=", "FAMILY/run.yaml",
         "device=cuda", "attention_backend=none", "weights=fp8x", "vae=tiny", "data_path=FAMILY", "seed.x=1",
+        "output_folder=", "prompt=???",
     ],
     "generate_latent": ["sample_ratio=0", "max_video_saves=-1", "sample_ratio=nan"],
     "ae.train": [
         "hidden_dims=[]", "latent_dim=16384 hidden_dims=[16384,16384]", "val_split=1", "data_dir=OUT/none",
-        "tracker=none2", "FAMILY/run.yaml", "in_channels=3", "seq_len=99",
+        "tracker=none2", "FAMILY/run.yaml", "in_channels=3", "seq_len=99", "resume=OUT/none.pt", "resume=FAMILY",
+        "resume=FAMILY/run.yaml", "resume=FAMILY/checkpoints/miniature_ae.pt", "tag=../x", "log_dir=FAMILY/run.yaml",
     ],
-    "tinyworld.train": ["device=foo", "generates=OUT/none.yaml", "backbone.kinds=[1,1,1]", "world.shown=[64]"],
-    "tinyworld.benchmark": ["only=[none]", "rows.x.config=OUT/none.yaml", "rows.x.overrides=3", "ae_ckpt=OUT/none.pt"],
-    "tinyworld.report": ["config=OUT/none.yaml", "short_frames=41"],
-    "tinyworld.oracle_memory": ["config=OUT/none.yaml", "frames=3", "config=configs/tinyworld_native.yaml"],
-    "benchmarks.run": ["size=14b height=16384 width=16384", "height=17", "attention_backend=none", "device=cuda"],
-    "benchmarks.long": ["config=OUT/none.yaml", "frames=3", "only=none"],
-    "benchmarks.storage": ["OUT/none.yaml", "FAMILY/prompts.txt", "FAMILY", "FAMILY/run.yaml more"],
+    "tinyworld.train": [
+        "device=foo", "generates=OUT/none.yaml", "backbone.kinds=[1,1,1]", "world.shown=[64]", "work=",
+        "export=", "work=FAMILY/run.yaml", "encoder.corpus=[sead=1]", "encoder.training=[lr=nan]",
+        "encoder.corpus=[num_output_frames=10]", "encoder.training=[word]",
+    ],
+    "tinyworld.benchmark": [
+        "only=[none]", "rows.x.config=OUT/none.yaml", "rows.x.overrides=3", "ae_ckpt=OUT/none.pt",
+        "folder=", "generator_ckpt=OUT/none.pt",
+    ],
+    "tinyworld.report": [
+        "config=OUT/none.yaml", "short_frames=41", "generator_ckpt=OUT/none.pt", "folder=", "model_root=OUT",
+        "generator_ckpt=FAMILY/checkpoints/miniature.safetensors", "folder=FAMILY/run.yaml",
+    ],
+    "tinyworld.oracle_memory": [
+        "config=OUT/none.yaml", "frames=3", "config=configs/tinyworld_native.yaml", "generator_ckpt=OUT/none.pt",
+        "model_root=OUT", "generator_ckpt=FAMILY/run.yaml",
+    ],
+    "benchmarks.run": [
+        "size=14b height=16384 width=16384", "height=17", "attention_backend=none", "device=cuda", "output=",
+        "output=FAMILY", "output=FAMILY/run.yaml/x",
+    ],
+    "benchmarks.long": ["config=OUT/none.yaml", "frames=3", "only=none", "output=", "output=FAMILY/run.yaml"],
+    "benchmarks.storage": ["OUT/none.yaml", "FAMILY/prompts.txt", "FAMILY", "FAMILY/run.yaml more", "a=1", "--x"],
+    "benchmarks.ae_loader": ["", "--files 0", "--files x", "--frames 3", "--files 1e9", "more"],
+    "benchmarks.weights": ["", "FAMILY", "FAMILY none", "OUT check", "FAMILY check --height 0", "FAMILY check"],
+    "tinyworld.truth": ["--clips 0", "--frames x", "--vae OUT/none", "--vae FAMILY/run.yaml", "--clips 1e12", "more"],
+    "tests.make_random_weights": ["", "OUT --size 2b", "OUT --only none", "OUT --seed -1", "FAMILY/run.yaml"],
+    "download": [
+        "", "none", "longlive --root=", "longlive --nothing", "longlive --endpoint nowhere", "longlive more",
+        "longlive --root FAMILY/run.yaml", "tinyworld --check more",
+    ],
     "evaluation": [
+        "OUT/none", "FAMILY/latents", "FAMILY/run.yaml", "=FAMILY/videos", "a=OUT",
+        "FAMILY/videos --out FAMILY/run.yaml",
         "", "FAMILY/videos --workers 0", "FAMILY/videos --workers x", "FAMILY/videos --seed -1",
         "FAMILY/videos --dino on", "FAMILY/videos --nothing",
     ],

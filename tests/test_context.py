@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.context import COMMIT_RULES, LOCAL, MERGED, OWN, RETRIEVED, SINK
+from pipeline.merging import WHOLE, DeepForcing
 from pipeline.policies import CompressedPast, ReencodedWindow, RetrievedMemory, RollingSink, SlidingWindow
 from utils.errors import UserError
 
@@ -25,8 +26,10 @@ def sizes(draw, memory: bool) -> dict[str, int]:
 
 windows = st.builds(lambda found, at_window: SlidingWindow(**found, window_positions=at_window),
                     sizes(memory=False), st.booleans())  # fmt: skip
-memories = st.builds(lambda found, spare: RetrievedMemory(**found, unused_to_local=spare),
-                     sizes(memory=True), st.booleans())  # fmt: skip
+memories = st.builds(
+    lambda found, more: RetrievedMemory(**found, **more),
+    sizes(memory=True), st.sampled_from([{}, {"unused_to_local": True}, {"retrieve_after": "local"}]),
+)  # fmt: skip
 rollings = st.builds(lambda block, turns: RollingSink(local_attn_size=block * (2 + turns), sink_size=0, block=block),
                      st.integers(1, 4), st.integers(0, 5))  # fmt: skip
 compressed = st.builds(
@@ -42,9 +45,20 @@ reencoded = st.builds(
 
 
 @st.composite
+def cutting(draw):
+    """Deep Forcing of any size."""
+    block, sink, older = draw(st.integers(1, 3)), draw(st.integers(0, 4)), draw(st.integers(1, 3))
+    recent = block + draw(st.integers(0, block))
+    budget = sink + older + recent
+    window = budget + block + draw(st.integers(0, 2 * block))
+    sizes = {"deep_budget": budget, "deep_recent": recent, "deep_uses": draw(st.integers(2, 7))}
+    return DeepForcing(local_attn_size=window, sink_size=sink, block=block, **sizes)
+
+
+@st.composite
 def merging(draw):
     """Windows and retrieved memory whose leaving frames are merged."""
-    merge = draw(st.sampled_from(["ema", "ema_adaptive"]))
+    merge = draw(st.sampled_from(["ema", "ema_adaptive", "tether", "nearest"]))
     found = draw(sizes(memory=draw(st.booleans())))
     found |= {"merge": merge, "merge_short": 0.2, "merged_size": draw(st.integers(1, 5))}
     found["local_attn_size"] += found["merged_size"] + 2
@@ -89,14 +103,17 @@ def test_retrieved_memory_fits_its_window(policy, block, random):
 
 
 @given(memories, blocks)
-def test_candidates_left_the_window_and_are_not_attended_already(policy, block):
+def test_candidates_left_the_window_or_the_local_part_and_are_not_attended_already(policy, block):
     assume(policy.memory_size)
     start = block * policy.block
     candidates = policy.candidates(start)
     assert not set(candidates) & set(range(policy.sink_size))
     if candidates:
         assert candidates[0] == policy.sink_size
-        assert candidates[-1] < start - policy.local_attn_size + policy.sink_size - policy.recent_exclude
+        first_seen = start - policy.local_attn_size + policy.sink_size
+        if policy.retrieve_after == "local":
+            first_seen = start + policy.block - policy.local_size
+        assert candidates[-1] == first_seen - policy.recent_exclude - 1
         plan = policy.plan(start, [tuple(candidates)[: policy.memory_size]])
         assert not set(candidates) & {*plan.frames(LOCAL), *plan.frames(SINK)}
 
@@ -116,6 +133,7 @@ def test_queries_sit_at_the_end_of_the_window(policy, block):
         ({"local_attn_size": 12, "sink_size": 1, "memory_size": 9}, ["memory_size 9", "at most 8"]),
         ({"local_attn_size": 12, "sink_size": 1, "memory_size": -1}, ["memory_size", "at least 0"]),
         ({"merge": "ema", "unused_to_local": True}, ["merge ema", "unused_to_local=false"]),
+        ({"retrieve_after": "local", "unused_to_local": True}, ["retrieve_after local", "unused_to_local=false"]),
         ({"merge": "tether", "merged_size": 9}, ["merge tether", "9 frames", "leaves 2"]),
     ],
 )
@@ -169,7 +187,21 @@ def test_merged_frames_take_in_every_frame_that_leaves_once_and_fit_the_window(p
     following = policy.plan(start + policy.block)
     assert following.leaving[0] == plan.leaving[-1] + 1
     first = next(one.leaving for one in map(policy.plan, range(0, start + 1, policy.block)) if one.leaving)
-    assert len(first) <= policy.block
+    assert first[0] == policy.sink_size if policy.merge in WHOLE else len(first) <= policy.block
+
+
+@given(cutting(), blocks)
+def test_a_cut_window_never_overflows_and_takes_in_every_frame_once(policy, block):
+    start = block * policy.block
+    plan = policy.plan(start)
+    assert len(plan.pieces()) <= policy.local_attn_size
+    if policy.cut_before(start) == start:
+        assert len(plan.pieces()) == policy.deep_budget
+    left = [frame for begun in range(0, start + 1, policy.block) for frame in policy.plan(begun).leaving]
+    seen = [*range(min(policy.sink_size, start)), *left, *plan.frames(LOCAL), *plan.frames(OWN)]
+    assert seen == list(range(start + policy.block))
+    oldest = start + policy.block - policy.recent
+    assert min((*plan.leaving, *plan.frames(LOCAL), start)) >= oldest, "what is kept at hand"
 
 
 @pytest.mark.parametrize("rule", COMMIT_RULES)

@@ -13,13 +13,17 @@ from PIL import Image
 
 import inference
 from pipeline import film
+from pipeline.backbones import METHODS
 from pipeline.build import load
 from pipeline.config import load_config
 from pipeline.latents import LatentFile, open_latents
+from pipeline.pipeline import Pipeline
+from pipeline.plain import PlainCache
 from pipeline.prompts import Prompt
 from pipeline.samples import Sample
 from pipeline.timeline import Grid, Segment, segments_of
-from tests.miniature import HEIGHT, WIDTH, make_family
+from tests.close import assert_close
+from tests.miniature import HEIGHT, ROUNDINGS, WIDTH, make_family
 from utils.errors import UserError
 from wan.vae import StreamingDecoder, encode
 
@@ -330,3 +334,74 @@ def test_a_decoder_goes_on_from_what_it_kept(settings, vae):
     other = StreamingDecoder(pipeline.vae)
     other.restore(states)
     assert torch.equal(other(x[:, 3:]), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fork_goes_on_as_its_parent_would_and_leaves_it_alone(settings, method):
+    pipeline = load(load_config(overrides=method_of(settings, method)))
+    plain = torch.cat([block.latents for block in pipeline.blocks(Sample("a red house"))], dim=1)
+    generation = pipeline.start(Sample("a red house"))
+    while generation.start < 24:
+        generation.step()
+    other = generation.fork()
+    other.switch("a blue tree", "flush")
+    changed = [other.step().latents for _ in range(2)]
+    twin = generation.fork()
+    tails = []
+    for one in (generation, twin):
+        tails.append(torch.cat([one.step().latents for _ in range(2)], dim=1))
+    assert torch.equal(tails[0], plain[:, 24:]) and torch.equal(tails[1], plain[:, 24:])
+    assert not torch.equal(torch.cat(changed, dim=1), plain[:, 24:])
+
+
+def method_of(settings: dict, method: str) -> dict:
+    """Settings of a method, at its own sizes, that make ten blocks."""
+    words = dict(change.removeprefix("model_kwargs.").split("=") for change in METHODS[method].settings)
+    kwargs = {key: yaml.safe_load(value) for key, value in words.items()}
+    kwargs |= {"use_latentmem": METHODS[method].config == "latentmem"}
+    if kwargs["use_latentmem"]:
+        kwargs |= settings["model_kwargs"] | kwargs
+    return settings | {"model_kwargs": kwargs, "num_output_frames": 30}
+
+
+@pytest.mark.parametrize("bank", [{}, {"host_gb": 0.00002, "disk_gb": 0.01, "capacity": 5}])
+def test_a_saved_generation_comes_back(settings, bank, tmp_path):
+    pipeline = load(load_config(overrides=settings | {"bank": bank}))
+    generation = pipeline.start(Sample("a red house", index=4))
+    for _ in range(4):
+        generation.step()
+    generation.switch(pipeline.prompt_embeds(["a blue tree"]), "recache")
+    generation.step()
+    generation.save(tmp_path / "saved.pt")
+    expected = generation.fork().step().latents
+    assert torch.equal(pipeline.restore(tmp_path / "saved.pt").step().latents, expected)
+    (tmp_path / "saved.pt").write_bytes((tmp_path / "saved.pt").read_bytes()[:-400])
+    with pytest.raises(UserError):
+        pipeline.restore(tmp_path / "saved.pt")
+    torch.save({"latents": []}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="no saved generation"):
+        pipeline.restore(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("latentmem", [False, True])
+def test_a_first_block_of_one_frame(settings, latentmem, config, pictures, tmp_path, capsys, monkeypatch):
+    kwargs = settings["model_kwargs"] | {"use_latentmem": latentmem}
+    uneven = settings | {"model_kwargs": kwargs, "independent_first_frame": True, "num_output_frames": FRAMES + 1}
+    pipeline = load(load_config(overrides=uneven))
+    blocks = list(pipeline.blocks(Sample("a red house")))
+    assert [block.plan.start for block in blocks] == [0, *range(1, FRAMES + 1, 3)]
+    assert [block.latents.shape[1] for block in blocks] == [1] + [3] * 8
+    fast = torch.cat([block.latents for block in blocks], dim=1)
+
+    def plain_cache(pipeline: Pipeline, batch: int, index: object) -> PlainCache:
+        return PlainCache(pipeline.frame_shape(batch))
+
+    monkeypatch.setattr(Pipeline, "build_cache", plain_cache)
+    plain = torch.cat([block.latents for block in pipeline.blocks(Sample("a red house"))], dim=1)
+    assert_close(fast, plain, ROUNDINGS)
+    monkeypatch.undo()
+    if latentmem:
+        one_and_blocks = ["independent_first_frame=true", f"num_output_frames={FRAMES + 1}"]
+        call(config, f"start={pictures['PICTURE']}", f"output_folder={tmp_path}", *one_and_blocks)
+        assert "the first 1 latent frames are PICTURE.png" in capsys.readouterr().out
+        assert record_in(tmp_path)["given"][0]["frames"] == [0, 1]

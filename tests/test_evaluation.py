@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from evaluation.compare.evaluate import notes_of_stillness
 from evaluation.video.binned_mean import BinnedMean
-from evaluation.video.features import describe, to_lab
+from evaluation.video.features import describe, thumbprint, to_lab
 from evaluation.video.measure import METRICS, Measurement, Meter
+from evaluation.video.progression import Progression, progression
 
 FPS, SECONDS, HEIGHT, WIDTH = 16, 9, 48, 80
 FRAMES = FPS * SECONDS
@@ -196,7 +198,7 @@ def test_frozen_frames_are_counted(clean, held):
 def test_an_hour_is_measured_in_constant_memory():
     meter = Meter(fps=1)  # so that every frame is measured in full
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, 255, (31, 16, 16, 3), np.uint8)
+    frames = rng.integers(120, 130, (31, 16, 16, 3), np.uint8)  # too flat to be recognised, so quickly measured
     sizes = {}
     for number in range(3600):
         meter.add(frames[number % 31])
@@ -223,3 +225,44 @@ def test_a_folded_curve_keeps_its_means():
 
 def test_a_flat_picture_has_finite_features():
     assert np.isfinite(describe(np.zeros((16, 16, 3), np.uint8))).all()
+
+
+def test_what_goes_on_shows_new_content_a_loop_shows_it_once_and_what_stands_still_none():
+    video = np.clip(scene(FRAMES, speed=2), 0, 255).round().astype(np.uint8)
+    half, sixth = FRAMES // 2, FRAMES // 6
+    onward = progression(video, FPS)
+    loop = progression(np.concatenate([video[:sixth]] * 6), FPS)
+    there_and_back = progression(np.concatenate([video[:half], video[half - 1 :: -1]]), FPS)
+    still = progression(np.repeat(video[:1], FRAMES, 0), FPS)
+    assert still == {"new content": 0, "motion": 0, "net motion": 0}
+    widths_a_minute = 2 * FPS * 60 / WIDTH
+    # A shift is a whole pixel of 64, at half a second each; the object that swings counts among the cells.
+    assert onward["motion"] == pytest.approx(widths_a_minute, rel=0.1)
+    assert onward["net motion"] == pytest.approx(widths_a_minute, rel=0.1)
+    assert there_and_back["net motion"] < 0.1 * onward["net motion"] < 0.5 * there_and_back["motion"]
+    assert onward["new content"] > 1.5 * there_and_back["new content"] > 1.5 * loop["new content"]
+
+
+def test_noise_and_a_slow_fade_on_a_still_picture_are_nothing_new():
+    rng = np.random.default_rng(0)
+    still = np.repeat(scene(1), 64, 0)
+    changed = still * np.linspace(1, 0.7, 64)[:, None, None, None] + rng.normal(0, 2, still.shape)
+    found = progression(np.clip(changed, 0, 255).round().astype(np.uint8), FPS)
+    assert found["new content"] == 0 and found["net motion"] == 0
+
+
+def test_so_many_views_are_remembered_and_the_first_and_the_latest_among_them(monkeypatch):
+    monkeypatch.setattr("evaluation.video.progression.MOST_VIEWS", 4)
+    followed = Progression(fps=1)
+    pictures = np.random.default_rng(0).integers(0, 255, (7, 40, 64, 3), np.uint8)
+    for picture in pictures:
+        followed.add(picture)
+    kept = [view.x.mean() for view in followed.views]
+    means = [thumbprint(picture, (64, 40)).mean() for picture in pictures]
+    assert len(kept) == 4 and kept[0] == means[0] and kept[-1] == means[-1]
+
+
+def test_a_method_that_stands_still_is_named_beside_its_small_drift():
+    rows = {"lively": {"motion": 20.0, "new content": 6.0}, "still": {"motion": 0.5, "new content": 5.0}}
+    (note,) = notes_of_stillness(rows)
+    assert note.startswith("still has 0.5 widths a minute of motion and lively 20.0")

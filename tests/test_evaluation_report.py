@@ -14,7 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.compare.statistics import average_ranks, by_group, compare, estimate, holm, ranks, sign_flip
+from evaluation.compare.statistics import (
+    average_ranks,
+    by_group,
+    compare,
+    estimate,
+    holm,
+    least_effect,
+    ranks,
+    sign_flip,
+    units_needed,
+)
 from tests.test_evaluation import scene
 from utils.video import VideoWriter
 
@@ -244,6 +254,14 @@ def test_only_pairs_are_compared():
 def test_holm_corrects_as_published():
     # one product each, in float64; approx's 1e-6 is far more than that, and far less than a wrong factor
     assert holm([0.01, 0.04, 0.03, None, 0.005]) == pytest.approx([0.03, 0.06, 0.06, None, 0.02])
+
+
+def test_the_power_of_a_test_is_that_of_the_textbook_and_grows_with_the_units():
+    # Cohen 1988, two-sided test at 0.05 with a power of 0.8: (1.960 + 0.842)^2 = 7.849 times (deviation / effect)^2
+    assert units_needed(0.5, 1.0) == 32 and units_needed(-1.0, 10.0) == 785
+    assert units_needed(0.0, 1.0) is None and units_needed(9.0, 1.0) == 3
+    assert least_effect(785, 10.0) == pytest.approx(1.0, abs=1e-3)
+    assert units_needed(0.5, 1.0, alpha=0.05 / 6) > 32
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.sampled_from([-1, 1]))

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from random import Random
 
@@ -196,14 +194,6 @@ def test_an_oracle_memory_that_would_measure_nothing_is_refused_in_one_line(wron
 def test_a_report_of_nothing_is_refused_before_it_starts(wrong):
     with pytest.raises(UserError):
         report.ReportSettings(**wrong)
-
-
-def test_a_wrong_key_is_one_line_and_exit_status_2():
-    run = subprocess.run(
-        [sys.executable, "-m", "tinyworld.benchmark", "promts=2"], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 2
-    assert run.stderr == "error: unknown setting 'promts' in the command line; did you mean 'prompts'?\n"
 
 
 def test_the_examples_of_the_docs_work(monkeypatch):

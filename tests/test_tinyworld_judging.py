@@ -191,6 +191,8 @@ def test_every_spoilt_video_has_a_measure_that_refuses_it(clips):
         ("blurred", "revisit consistency, whole video", 0.8),
         ("shuffled halves", "revisit consistency, whole video", 0.2),
         ("standing still", "camera as trained, whole video", 0.0),
+        ("standing still", "motion, whole video", 0.0),
+        ("standing still", "new content, whole video", 0.0),
     ):
-        assert np.mean(true[name]) == 1
+        assert np.mean(true[name]) >= 1
         assert np.mean(found[kind][name]) <= most, (kind, name)

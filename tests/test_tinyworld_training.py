@@ -106,6 +106,75 @@ def test_every_training_context_holds_only_the_past_and_no_frame_twice(seed):
                 assert (context < 3 * block).all()
 
 
+def test_memory_can_be_drawn_to_show_what_a_block_uncovers_or_none_of_it_and_those_columns_are_known():
+    there_and_back = 184 - np.abs(8 * np.arange(36) - 184)  # 8 pixels a frame to 184, and back
+    frames, camera = np.arange(36), there_and_back[None].astype(float)
+    shares = {}
+    for name in ("covering_memory", "wrong_memory"):
+        settings = dataclasses.replace(TINY, no_local=0.0, wide_local=0.0, most_memory=6, **{name: 1.0})
+        shown = []
+        for seed in range(20):
+            plans = contexts.latentmem(frames, camera, LATENTMEM, settings, np.random.default_rng(seed))
+            if plans[-1].context.shape[1] == 15:  # all six memory frames were drawn
+                shown.append(contexts.recallable(plans, camera)[0, 30:33])  # on the way back
+        shares[name] = np.mean(shown)
+    # this block's frames uncover one, two and three of their 12 columns
+    assert shares["covering_memory"] == 2 / 12
+    assert shares["wrong_memory"] == 0
+
+
+def two_steps(invented: float = 0.0, **levers: float) -> list[float]:
+    """Losses of two latentmem steps of a small backbone, with these settings."""
+    torch.manual_seed(0)
+    plain = dataclasses.replace(TINY, kinds=[0.0, 0.0, 1.0], batch=1, copies=1, no_local=1.0, max_start=24)
+    settings = dataclasses.replace(plain, **levers)
+    camera = np.abs((8 * np.arange(48) + 192) % 384 - 192)[None].astype(float)
+    latents = torch.randn(1, 48, 4, 8, 12)
+    corpus = Corpus(latents, camera, np.zeros((1, 48, 3), np.float32), ["a red house"])
+    model = Backbone(settings, 4)
+    torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
+    losses = []
+    for step in range(2):
+        rng = np.random.default_rng(step)
+        _, batch = backbone.draw_batch(settings, LATENTMEM, [corpus, corpus], rng)
+        context = batch.clean
+        if invented:
+            context = fewstep.invented_context(model, settings, batch, context, rng)
+        loss = backbone.teacher_forcing_loss(model, settings, batch, context, rng)
+        loss.backward()
+        losses.append(loss.item())
+    return losses
+
+
+LEVERS = [
+    {"covering_memory": 1.0}, {"wrong_memory": 1.0}, {"recall_weight": 8.0}, {"other_sink": 1.0},
+    {"placed_memory": 1.0}, {"frames": 48}, {"invented": 1.0},
+]  # fmt: skip
+
+
+def test_two_steps_with_each_lever_differ_from_two_steps_without():
+    losses = [two_steps()]
+    for lever in LEVERS:
+        losses.append(two_steps(**lever))
+    assert np.isfinite(losses).all()
+    assert len({tuple(pair) for pair in losses}) == 1 + len(LEVERS)
+
+
+def test_what_is_invented_comes_after_a_cut_and_what_was_before_stays_true():
+    torch.manual_seed(0)
+    settings = dataclasses.replace(TINY, context_noise=0.0)
+    frames = np.arange(36)
+    clean = torch.randn(1, 36, 4, 8, 12)
+    plans = contexts.latentmem(frames, np.zeros((1, 36)), LATENTMEM, settings, np.random.default_rng(0))
+    nothing = torch.zeros(1, 12, 3), torch.zeros(1, 36, 12)
+    batch = backbone.Batch(["a red house"], frames, clean, plans, *nothing)
+    made = fewstep.invented_context(Backbone(settings, 4), settings, batch, clean, np.random.default_rng(0))
+    same = (made == clean).flatten(2).all(2)[0]
+    cut = int(same.sum())
+    assert 9 <= cut < 36 and cut % 3 == 0
+    assert same[:cut].all() and not same[cut:].any()
+
+
 def small(folder: Path) -> list[str]:
     stages = "[{steps: 2, frames: 1, batch: 2}, {steps: 2, frames: 5, batch: 1}]"
     return [
@@ -162,6 +231,21 @@ def test_every_stage_of_the_training_runs_and_a_second_run_repeats_nothing(train
     assert all(tensor.equal(learned[name]) for name, tensor in load_file(encoder).items())
 
 
+def test_a_training_goes_on_from_exported_weights_with_the_codec_as_it_is(copied, tmp_path):
+    again = tmp_path / "again"
+    more = [
+        *small(again), f"continues={copied / 'export'}", "backbone.steps=0", "world.first=5", "fewstep.invented=1",
+    ]  # fmt: skip
+    train(load_settings(TrainSettings, CONFIG, more))
+    codec = "export/wan_models/tinyworld/vae/diffusion_pytorch_model.safetensors"
+    weights = "export/checkpoints/tinyworld.safetensors"
+    assert (again / codec).read_bytes() == (copied / codec).read_bytes()
+    first, then = load_file(copied / weights), load_file(again / weights)
+    assert first.keys() == then.keys() and not all(then[name].equal(first[name]) for name in first)
+    with pytest.raises(UserError, match="goes on from no weights"):
+        load_settings(TrainSettings, CONFIG, ["backbone.steps=0"])
+
+
 @pytest.mark.parametrize("wrong", ["latents.frames=45", "latents.start_frames=9"])
 def test_clips_shorter_than_a_training_sequence_are_refused(wrong):
     with pytest.raises(UserError, match=r"the training sequences need at least (48|12)"):
@@ -174,7 +258,9 @@ def test_clips_shorter_than_a_training_sequence_are_refused(wrong):
         "device=foo", "threads=0", "world.scenes=0", "world.shown=[64]", "vae.base_dim=-1", "latents.batch=0",
         "vae.stages=[{steps: 1, frames: 4}]", "vae.stages=[{steps: 1, lr: .nan}]", "backbone.kinds=[0.5,0.5]",
         "backbone.kinds=[0.5,0.5,0.5]", "backbone.dim=30", "backbone.text_dim=24", "backbone.frames=47",
-        "backbone.max_start=18", "backbone.most_memory=7", "backbone.muon_lr=nan", "backbone.ema=1", "fewstep.own=2",
+        "backbone.max_start=18", "backbone.steps=0",
+        "backbone.wrong_memory=1.5", "world.first=-1", "backbone.most_memory=7", "backbone.muon_lr=nan",
+        "backbone.ema=1", "fewstep.own=2",
         "fewstep.guidance=inf", "backbone.decay=1e9", "generates=configs/none.yaml", "seed=-1",
     ],
 )  # fmt: skip

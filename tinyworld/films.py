@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from diffusers import AutoencoderKLWan
@@ -53,16 +54,7 @@ def generate(
     """
     if not clips:
         return []
-    overrides = {"denoising_step_list": list(weights.steps)} if weights.steps else {}
-    pipe = load(
-        config,
-        [clip.caption for clip in clips],
-        model_root=weights.model_root,
-        generator_ckpt=weights.generator_ckpt,
-        num_output_frames=frames,
-        seed=weights.seed,
-        **overrides,
-    )
+    pipe = load(config, [clip.caption for clip in clips], **overrides(weights, frames))
     videos = []
     for start in range(0, len(clips), batch):
         samples = []
@@ -72,6 +64,19 @@ def generate(
         videos.extend(np.concatenate(blocks, axis=1))
         say(f"{len(videos)} of {len(clips)} videos of {frames} latent frames generated")
     return videos
+
+
+def overrides(weights: Weights, frames: int) -> dict[str, Any]:
+    """What is set beside a config to make videos of so many latent frames."""
+    found = {
+        "model_root": weights.model_root,
+        "generator_ckpt": weights.generator_ckpt,
+        "num_output_frames": frames,
+        "seed": weights.seed,
+    }
+    if weights.steps:
+        found["denoising_step_list"] = list(weights.steps)
+    return found
 
 
 def draw_sheet(

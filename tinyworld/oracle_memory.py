@@ -22,6 +22,7 @@ from pipeline.config import RunConfig, load_config
 from pipeline.kv_cache import KVCache
 from pipeline.noise import SeededNoise
 from pipeline.pipeline import Pipeline
+from pipeline.preflight import preflight
 from pipeline.retrieval import Retrieval, Selection
 from pipeline.selection import SELECTIONS
 from tinyworld.judging.latent_errors import latent_errors
@@ -58,7 +59,7 @@ class OracleSettings(Settings):
     """
 
     config: str = setting("configs/tinyworld_latentmem.yaml", "config of a run with memory")
-    model_root: str = setting("wan_models", "folder of the model's parts", place=True)
+    model_root: str = setting("wan_models", "folder of the model's parts", place=True, reads=True)
     generator_ckpt: str = setting("checkpoints/tinyworld.safetensors", "the transformer's weights", place=True)
     steps: list[int] | None = setting(None, "denoising steps instead of the config's", at_least=1, at_most=1000)
     clips: int = setting(64, "held-out clips", at_least=2)
@@ -97,6 +98,7 @@ class OracleSettings(Settings):
 
 def main() -> None:
     settings = load_settings(OracleSettings, None, sys.argv[1:])
+    preflight(settings.run_config())
     errors = measure_errors(settings, lambda line: print(line, flush=True))
     print(table(*summary(errors)))
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.compare.statistics import Estimate, estimate
-from pipeline.config import load_config
+from pipeline.config import RunConfig, load_config
 from pipeline.context import ContextPolicy
+from pipeline.preflight import preflight
 from tinyworld import films, oracle_memory
 from tinyworld.judging.measure import caption_shown, captioned_share, measure
 from tinyworld.judging.objects import detect_all, objects_in_first_pass
@@ -26,7 +27,7 @@ from utils.errors import UserError, run
 from utils.files import atomic, require_writable, write_json
 from utils.settings import Settings, load_settings, setting
 from utils.table import markdown
-from wan.vae import load_vae
+from wan.vae import load_vae, read_vae
 
 PASS = pixel_frames(FIRST_PASS)  # pixel frames of the first pass
 WHOLE_VIDEO = (
@@ -35,6 +36,8 @@ WHOLE_VIDEO = (
     "revisit error",
     "revisit PSNR",
     "revisit consistency",
+    "new content",
+    "motion",
     "came back",
     "objects kept",
     "objects kept in view",
@@ -49,7 +52,7 @@ class ReportSettings(Settings):
     """What is judged."""
 
     config: str = setting("configs/tinyworld_native.yaml", "config that the videos are generated with")
-    model_root: str = setting("wan_models", "folder of the model's parts", place=True)
+    model_root: str = setting("wan_models", "folder of the model's parts", place=True, reads=True)
     generator_ckpt: str = setting("checkpoints/tinyworld.safetensors", "the transformer's weights", place=True)
     steps: list[int] | None = setting(None, "denoising steps instead of the config's", at_least=1, at_most=1000)
     clips: int = setting(64, "captions judged on short videos", at_least=1)
@@ -61,7 +64,7 @@ class ReportSettings(Settings):
     recall_frames: int = setting(51, "its latent frames", at_least=1)
     batch: int = setting(16, "videos generated together", at_least=1)
     seed: int = setting(0, "seed of the noise", at_least=0, at_most=2**63 - 1)
-    folder: str = setting("runs/tinyworld/report", "where the report goes", place=True)
+    folder: str = setting("runs/tinyworld/report", "where the report goes", place=True, writes=True)
     sheet_clips: int = setting(3, "rows of the contact sheet", at_least=1)
 
     def __post_init__(self) -> None:
@@ -74,6 +77,17 @@ class ReportSettings(Settings):
             raise UserError(f"short_frames {self.short_frames} is more than long_frames {self.long_frames}")
         if self.recall_clips:
             self.oracle_settings()
+
+    def codec(self) -> Path:
+        """The autoencoder that true videos are passed through."""
+        return Path(self.model_root) / "tinyworld" / "vae"
+
+    def run_config(self, frames: int) -> RunConfig:
+        """The settings that videos of so many latent frames are generated with."""
+        return load_config(self.config, films.overrides(self.weights(), frames))
+
+    def weights(self) -> films.Weights:
+        return films.Weights(self.model_root, self.generator_ckpt, self.steps, self.seed)
 
     def policy(self) -> ContextPolicy:
         """The sizes of the context that the videos are generated with."""
@@ -102,6 +116,7 @@ class Videos:
 
 def main() -> None:
     settings = load_settings(ReportSettings, None, sys.argv[1:])
+    look(settings)
     folder = require_writable(settings.folder)
     say = _clock()
     short = [held_out(index, pixel_frames(settings.short_frames)) for index in range(settings.clips)]
@@ -135,9 +150,22 @@ def main() -> None:
     print(f"{text}\n\nwritten to {folder}: report.md, table.json, sheet.png")
 
 
+def look(settings: ReportSettings) -> None:
+    """Refuse what no video can be made of, before any is painted or made.
+
+    Raises:
+        UserError: names the setting or file.
+    """
+    for frames in (settings.short_frames, settings.long_frames):
+        preflight(settings.run_config(frames))
+    if settings.recall_clips:
+        preflight(settings.oracle_settings().run_config())
+    read_vae(settings.codec())
+
+
 def reconstructed(settings: ReportSettings, short: Sequence[Clip], long: Sequence[Clip]) -> Videos:
     """True videos through the codec and back."""
-    codec = load_vae(Path(settings.model_root) / "tinyworld" / "vae")
+    codec = load_vae(settings.codec())
     long_videos = [films.reconstruct(codec, clip.video) for clip in long]
     shared = min(len(short), len(long))
     more = [films.reconstruct(codec, clip.video) for clip in short[shared:]]
@@ -148,7 +176,7 @@ def generated(
     settings: ReportSettings, short: Sequence[Clip], long: Sequence[Clip], say: Callable[[str], None]
 ) -> Videos:
     """What the pipeline makes of the captions."""
-    weights = films.Weights(settings.model_root, settings.generator_ckpt, settings.steps, settings.seed)
+    weights = settings.weights()
     long_videos = films.generate(settings.config, weights, long, settings.long_frames, settings.batch, say=say)
     shared = min(len(short), len(long))
     more = films.generate(

@@ -4,31 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from evaluation.compare.statistics import Difference, Estimate, by_group, compare, estimate, holm
+from evaluation.compare.statistics import Difference, by_group, compare, estimate, holm
+from tinyworld.hypotheses import Hypothesis, check_hypotheses, hypotheses_table, power_in_words
+from tinyworld.results import DIRECTIONS, METRICS, TRUTH, Found, Means, Values
 from utils.figure import new_figure, save, tick_label
 from utils.files import atomic, write_json
 from utils.table import markdown
 
-TRUTH = "true videos"
-METRICS = {  # measure -> whether more is better (1) or less (-1)
-    "revisit consistency": 1,
-    "revisit error": -1,
-    "came back": 1,
-    "objects kept": 1,
-    "objects in the first pass": 1,
-    "colours in the first pass": 1,
-    "subject kept": 1,
-    "ground and time kept": 1,
-    "motion plausible": 1,
-    "camera as trained": 1,
-    "drift": -1,
-}
 SIGNIFICANT = 0.05
 PANELS_ACROSS = 3
-Unit = tuple[int, int]  # prompt, sample
-Found = Mapping[Unit, Mapping[str, float | None]]  # video -> measure -> value
-Values = Mapping[str, Mapping[str, dict[int, float]]]  # row -> measure -> prompt -> mean over its samples
-Means = Mapping[str, Mapping[str, Estimate]]  # row -> measure -> mean over prompts
 
 
 @dataclass(frozen=True)
@@ -42,11 +26,17 @@ class Test:
     difference: Difference
 
 
-def report(comparisons: Mapping[str, Sequence[str]], results: Mapping[str, Found], folder: Path) -> None:
+def report(
+    comparisons: Mapping[str, Sequence[str]],
+    results: Mapping[str, Found],
+    folder: Path,
+    families: Mapping[str, Sequence[Hypothesis]],
+) -> None:
     """Write table.md, table.json and benchmark.png; print the tables.
 
     Args:
         comparisons: question -> [baseline, rows that are compared with it].
+        families: name -> hypotheses that are tested together.
         results: row -> what the judge found in its videos.
     """
     values = {name: by_prompt(found) for name, found in results.items()}
@@ -54,13 +44,19 @@ def report(comparisons: Mapping[str, Sequence[str]], results: Mapping[str, Found
     for name, row in values.items():
         means[name] = {metric: estimate(prompts.values()) for metric, prompts in row.items()}
     tests = differences(comparisons, values)
-    text = "\n\n".join([means_table(means), *comparison_tables(tests)])
+    tested = check_hypotheses(families, values)
+    parts = [means_table(means), *comparison_tables(tests)]
+    if tested:
+        parts[1:1] = [hypotheses_table(tested), power_in_words(tested)]
+    text = "\n\n".join(parts)
     with atomic(folder / "table.md") as temporary:
         temporary.write_text(text + "\n")
     plain = {}
     for name, row in means.items():
         plain[name] = {metric: asdict(found) for metric, found in row.items()}
-    write_json(folder / "table.json", {"rows": plain, "differences": [asdict(test) for test in tests]})
+    content = {"rows": plain, "differences": [asdict(test) for test in tests]}
+    content["hypotheses"] = [asdict(one) for one in tested]
+    write_json(folder / "table.json", content)
     draw(means, folder / "benchmark.png")
     print(f"{text}\n\nwritten to {folder}: table.md, table.json, benchmark.png", flush=True)
 
@@ -134,7 +130,7 @@ def draw(means: Means, path: Path) -> None:
             if found.low is not None:
                 axes.plot([found.low, found.high], [y, y], color="0.5", linewidth=2)
             axes.plot(found.mean, y, "o", color="C1" if name == TRUTH else "C0", markersize=5)
-        axes.set_title(f"{metric} ({'more' if better > 0 else 'less'} is better)", fontsize=9)
+        axes.set_title(f"{metric} ({DIRECTIONS[better]})", fontsize=9)
         axes.set_xlim(left=min(axes.get_xlim()[0], 0))
         axes.set_yticks(range(len(names)), [tick_label(name) for name in names])
         axes.grid(axis="x", color="0.9")

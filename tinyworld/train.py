@@ -6,22 +6,26 @@ backbone and few-step training have learned. `python -m tinyworld.report` then j
 """
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
 
+from ae.settings import load_train_settings
+from pipeline.config import CorpusConfig, load_config
 from pipeline.preflight import find_device
 from tinyworld import films
 from tinyworld.training import backbone, corpus, fewstep, gallery, vae
-from tinyworld.training.export import export_backbone, export_prompts, export_vae
+from tinyworld.training.export import export_backbone, export_prompts, export_vae, load_backbone
 from tinyworld.training.settings import TrainSettings
-from tinyworld.world.film import held_out
-from utils.errors import run
+from tinyworld.world.film import HELD_OUT, held_out
+from utils.claim import claim
+from utils.errors import UserError, run
 from utils.files import atomic, require_writable
+from utils.launch import run_module
 from utils.settings import load_settings
+from wan.vae import load_vae
 
 CONFIG = Path("configs/tinyworld_train.yaml")
 
@@ -31,20 +35,33 @@ def main() -> None:
 
 
 def train(settings: TrainSettings) -> None:
-    """Run every stage that is not done; the weights are in `settings.export` afterwards."""
+    """Look at all settings, then run every stage that is not done; the weights are in `settings.export` afterwards."""
     device = find_device(settings.device)
+    require_later_settings(settings)
     torch.set_num_threads(settings.threads)
     work = require_writable(settings.work, need_bytes=2 * 10**9)
     export = require_writable(settings.export)
     for folder in ("checkpoints", "wan_models/tinyworld"):
         require_writable(export / folder)
-    policy = settings.policy()
+    with claim(work, {"what": "a training"}) as held:
+        if not held.take("training"):
+            raise UserError(f"another training is at work in {work}; wait until it ends, or set another work=")
+        make(settings, device, work, export)
 
+
+def make(settings: TrainSettings, device: torch.device, work: Path, export: Path) -> None:
+    """Run the stages."""
+    policy = settings.policy()
     gallery.paint_galleries(settings.world, work)
-    codec = train_codec(settings, work, device)
-    corpora = corpus.encode_corpus(codec, settings.latents, work)
+    scenes = gallery.load_gallery(work, "panoramas", settings.world.first)
+    if settings.continues:
+        codec = load_vae(Path(settings.continues) / "wan_models" / "tinyworld" / "vae", device)
+    else:
+        codec = train_codec(settings, scenes, work, device)
+    corpora = corpus.encode_corpus(codec, scenes, settings.latents, work, normalise=not settings.continues)
     export_vae(codec, export)
-    film = backbone.train(settings.backbone, policy, corpora, work, settings.seed)
+    start = load_backbone(settings.backbone, Path(settings.continues), device) if settings.continues else None
+    film = backbone.train(settings.backbone, policy, corpora, work, settings.seed, start)
     export_backbone(film, export)
     draw_starts(export, work / "backbone_sheet.png")
     film = fewstep.train(film, settings.fewstep, settings.backbone, policy, corpora, work, settings.seed)
@@ -55,10 +72,11 @@ def train(settings: TrainSettings) -> None:
     print(f"weights and captions are in {export}")
 
 
-def train_codec(settings: TrainSettings, work: Path, device: torch.device) -> AutoencoderKLWan:
+def train_codec(
+    settings: TrainSettings, panoramas: gallery.Gallery, work: Path, device: torch.device
+) -> AutoencoderKLWan:
     """Train the codec, and draw what it makes of held-out videos beside them."""
-    panoramas = gallery.load_gallery(work, "panoramas")
-    unseen = gallery.load_gallery(work, "held_out")
+    unseen = gallery.load_gallery(work, "held_out", HELD_OUT)
     codec = vae.train(settings.vae, panoramas, unseen, work, settings.seed, device)
     true = [held_out(index, 17).video for index in range(3)]
     again = [films.reconstruct(codec, video) for video in true]
@@ -76,25 +94,37 @@ def draw_starts(export: Path, path: Path) -> None:
 
 def train_encoder(settings: TrainSettings, work: Path, export: Path) -> None:
     """Generate a corpus of latents and train the retrieval encoder on it, as users do; both go on where they were."""
-    run_module(
-        "generate_latent", "configs/tinyworld_generate_latent.yaml", f"model_root={export}/wan_models",
-        f"generator_ckpt={export}/checkpoints/tinyworld.safetensors", f"output_folder={work}/corpus",
-        f"data_path={export}/checkpoints/tinyworld_corpus_prompts.txt", f"seed={settings.seed}",
-        *settings.encoder.corpus,
-    )  # fmt: skip
-    run_module(
-        "ae.train", "ae/configs/tinyworld_ae.yaml", f"data_dir={work}/corpus", f"log_dir={work}", "tag=encoder",
-        f"in_channels={settings.vae.z_dim}", *settings.encoder.training,
-    )  # fmt: skip
+    run_module("generate_latent", *corpus_arguments(settings, work, export))
+    run_module("ae.train", *encoder_arguments(settings, work))
     with atomic(export / "checkpoints" / "tinyworld_ae.safetensors") as temporary:
         shutil.copyfile(work / "encoder" / "encoder.safetensors", temporary)
 
 
-def run_module(*arguments: str) -> None:
-    """Run `python -m arguments`; where it fails, it has said why."""
-    ended = subprocess.run([sys.executable, "-m", *arguments], check=False)
-    if ended.returncode:
-        sys.exit(ended.returncode)
+def corpus_arguments(settings: TrainSettings, work: Path, export: Path) -> list[str]:
+    """What `generate_latent` is started with."""
+    return [
+        "configs/tinyworld_generate_latent.yaml", f"model_root={export}/wan_models",
+        f"generator_ckpt={export}/checkpoints/tinyworld.safetensors", f"output_folder={work}/corpus",
+        f"data_path={export}/checkpoints/tinyworld_corpus_prompts.txt", f"seed={settings.seed}",
+        *settings.encoder.corpus,
+    ]  # fmt: skip
+
+
+def encoder_arguments(settings: TrainSettings, work: Path) -> list[str]:
+    """What `ae.train` is started with."""
+    return [
+        "ae/configs/tinyworld_ae.yaml", f"data_dir={work}/corpus", f"log_dir={work}", "tag=encoder",
+        f"in_channels={settings.vae.z_dim}", *settings.encoder.training,
+    ]  # fmt: skip
+
+
+def require_later_settings(settings: TrainSettings) -> None:
+    """Refuse settings of the last stages now, and not after all those before."""
+    work = Path(settings.work)
+    config, *overrides = corpus_arguments(settings, work, Path(settings.export))
+    load_config(config, overrides, CorpusConfig)
+    config, *overrides = encoder_arguments(settings, work)
+    load_train_settings(config, overrides)
 
 
 if __name__ == "__main__":

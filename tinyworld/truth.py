@@ -3,27 +3,23 @@
 Retrieval rules are judged on them (docs/retrieval_encoder.md).
 """
 
-import argparse
-
 from tinyworld.training.vae import encode
 from tinyworld.world.film import held_out
 from tinyworld.world.scene import ONE_LATENT, VIEW, pixel_frames
-from utils.errors import UserError, run
+from utils.command_line import Parser, folder_name, whole_number
+from utils.errors import run
 from utils.files import require_writable, write_json
 from utils.tensors import save_tensors
 from wan.vae import load_vae
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tinyworld.truth", description=__doc__.split(":")[0] + ".")
-    parser.add_argument("folder", nargs="?", default="datasets/tinyworld_truth")
-    parser.add_argument("--clips", type=int, default=64, help="how many [%(default)s]")
-    parser.add_argument("--frames", type=int, default=85, help="latent frames a clip [%(default)s]")
+    parser = Parser(prog="python -m tinyworld.truth", description=__doc__.split(":")[0] + ".")
+    parser.add_argument("folder", nargs="?", type=folder_name, default="datasets/tinyworld_truth")
+    parser.add_argument("--clips", type=whole_number(1, 10**6), default=64, help="how many [%(default)s]")
+    parser.add_argument("--frames", type=whole_number(1, 10**5), default=85, help="latent frames a clip [%(default)s]")
     parser.add_argument("--vae", default="wan_models/tinyworld/vae", help="the codec [%(default)s]")
     arguments = parser.parse_args()
-    for name in ("clips", "frames"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
     vae = load_vae(arguments.vae)
     folder = require_writable(arguments.folder)
     for index in range(arguments.clips):

@@ -66,7 +66,7 @@ def whole_number(least: int, most: int = LARGEST) -> Callable[[str], int]:
     return parse
 
 
-def folder(text: str) -> Path:
+def folder_name(text: str) -> Path:
     """The type of an option that names a folder to write to."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty; name a folder")

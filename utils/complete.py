@@ -4,8 +4,11 @@ import json
 import zipfile
 from pathlib import Path
 
+from utils.errors import first_line
+
 ZIP = b"PK\x03\x04"
 PICKLE = b"\x80"  # of PyTorch's format before 2020
+CHECKED = 1 << 20  # bytes; parts of an archive up to this size are held against their checksums
 LARGEST_HEADER = 100_000_000  # bytes; the safetensors format's own bound
 LFS_POINTER = b"version https://git-lfs"
 
@@ -13,8 +16,9 @@ LFS_POINTER = b"version https://git-lfs"
 def problem(path: Path) -> str | None:
     """What is wrong with a file, in words that follow its name; None if nothing can be seen to be.
 
-    `.safetensors` state their size in their header; PyTorch's archives have a directory at their end;
-    other files are only looked at for what commonly lies in their place.
+    `.safetensors` state their size in their header. PyTorch's archives have a directory at their end and a checksum
+    of each part, which is compared for small parts. Other files are only looked at for what commonly lies in their
+    place.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -63,12 +67,15 @@ def _safetensors(path: Path, size: int) -> str | None:
 
 def _archive(path: Path, size: int) -> str | None:
     try:
-        with zipfile.ZipFile(path):
+        with zipfile.ZipFile(path) as archive:
+            for part in archive.infolist():
+                if part.file_size <= CHECKED:
+                    archive.read(part)
             return None
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return f"is truncated: its {size:,} bytes lack the directory at the end"
-    except Exception:  # of many kinds: what a directory says whose bytes are others
-        return "is damaged: its directory cannot be read"
+    except Exception as error:  # of many kinds: what a directory says whose bytes are others
+        if not zipfile.is_zipfile(path):
+            return f"is truncated: its {size:,} bytes lack the directory at the end"
+        return f"is damaged ({first_line(error)})"
 
 
 def _json(path: Path) -> str | None:

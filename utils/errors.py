@@ -5,12 +5,14 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from utils.stop import stop
 
 REPORT = "please report it with what DEBUG=1 prints, among the project's issues"
+DOWNLOAD = "'bash download.sh' gets the published files; see README.md, 'Real weights'"  # what to do without a file
 # Loggers that warn of torchao's optional kernels wherever it is installed, whether or not a run uses it.
 CHATTER = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
 LOST = "error: a process that this one works with has ended, on another machine; the same command goes on"
@@ -77,6 +79,25 @@ def explain(error: BaseException) -> tuple[int, str]:
     last = traceback.extract_tb(error.__traceback__)[-1]
     what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return 1, f"error: unforeseen {what} ({os.path.basename(last.filename)}:{last.lineno}); {REPORT}"
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Keep this process's stderr silent, also that of libraries in C or Rust, which print pages before they raise."""
+    if os.environ.get("DEBUG") == "1":
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def say_once(line: str) -> None:

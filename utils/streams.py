@@ -22,6 +22,10 @@ class SideStream:
         device = torch.device(device)
         self.stream = _stream(device, purpose) if device.type == "cuda" else None
 
+    def __deepcopy__(self, memo: dict) -> "SideStream":
+        """The same stream, as there is one for each purpose."""
+        return self
+
     def use_device(self) -> None:
         """Make the stream's device this thread's current one."""
         if self.stream is not None:
@@ -60,6 +64,9 @@ class OnHost:
             self.copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
             self.copy.copy_(x, non_blocking=True)
             self.event = torch.cuda.current_stream(x.device).record_event()
+
+    def __deepcopy__(self, memo: dict) -> "OnHost":
+        return OnHost(self.get().clone())
 
     def get(self) -> torch.Tensor:
         """The copy, waited for."""

@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 
 from utils.advice import advise, pages_within
 from utils.complete import is_safetensors, problem
-from utils.errors import UserError, first_line
+from utils.errors import DOWNLOAD, UserError, first_line
 from utils.files import atomic, require_file
 
-DOWNLOAD = "'bash download.sh' gets the published files; see README.md, 'Weights'"
 INDEX = ".safetensors.index.json"
 
 

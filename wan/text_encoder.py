@@ -9,8 +9,8 @@ import ftfy
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from utils.errors import UserError, first_line
-from utils.tensors import DOWNLOAD, check_fit, fill, read_tensors, shapes_of
+from utils.errors import DOWNLOAD, UserError, first_line, muted
+from utils.tensors import check_fit, fill, read_tensors, shapes_of
 from wan.params import read_config
 
 ORIGINAL_FILES = ("models_t5_umt5-xxl-enc-bf16.pth", "models_t5_umt5-xxl-enc-bf16.safetensors")
@@ -98,9 +98,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         UserError: a file of it is missing or broken.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        tokenizer(["a"], padding="max_length", truncation=True, max_length=2)
-    except Exception as error:  # of many kinds: what the readers of its files say to a broken one
+        with muted():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer(["a"], padding="max_length", truncation=True, max_length=2)
+    except BaseException as error:  # of many kinds: what the readers of its files say to a broken one
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
+            raise
         raise UserError(f"tokenizer {folder} cannot be read ({first_line(error)}); {DOWNLOAD}") from error
     return tokenizer
 

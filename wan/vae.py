@@ -8,8 +8,8 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from einops import rearrange
 
-from utils.errors import UserError, first_line
-from utils.tensors import DOWNLOAD, check_fit, fill, read_tensors, shapes_of
+from utils.errors import DOWNLOAD, UserError, first_line
+from utils.tensors import check_fit, fill, read_tensors, shapes_of
 from wan.params import latent_format, read_config
 from wan.vae_names import config_from_shapes, to_diffusers
 

@@ -1,10 +1,11 @@
 """Measure every video of every method, and compare the methods."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from evaluation.compare.pairing import Key, Method, Problem, unpaired
@@ -12,7 +13,9 @@ from evaluation.compare.statistics import Difference, Estimate, average_ranks, b
 from evaluation.video.measure import METRICS, Measurement, Metric, measure
 from evaluation.video.reader import BadVideo
 from utils.errors import UserError
+from utils.worker import end_with
 
+STANDS_STILL = 0.5  # part of another method's motion below which a method's drift is not taken for an achievement
 LENGTHS = 0.05  # videos whose lengths differ by more than this share are not compared
 
 Measured = dict[str, dict[Key, Measurement]]  # method -> key -> measurement
@@ -27,6 +30,7 @@ class Evaluation:
         means: method -> metric -> estimate.
         differences: (method a, method b) -> metric -> difference b - a.
         ranks: method -> average rank over `ranked`.
+        notes: what to mind in reading the numbers.
     """
 
     methods: list[Method]
@@ -38,6 +42,7 @@ class Evaluation:
     differences: dict[tuple[str, str], dict[str, Difference]] = field(default_factory=dict)
     ranks: dict[str, float] = field(default_factory=dict)
     ranked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict:
         """Plain data: what report.json holds."""
@@ -57,6 +62,7 @@ class Evaluation:
             "ranked": self.ranked,
             "differences": differences,
             "problems": [asdict(problem) for problem in self.problems],
+            "notes": self.notes,
         }
 
     def _method(self, method: Method) -> dict:
@@ -116,7 +122,9 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measureme
         for job in jobs:
             yield job, measure_one(job)
         return
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+    count = min(workers, len(jobs))
+    own = {"mp_context": get_context("spawn"), "initializer": end_with, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(count, **own) as pool:
         futures = {pool.submit(measure_one, job): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -126,6 +134,10 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measureme
                 f"one of {workers} processes that measure videos was killed, most likely for want of memory; "
                 "give fewer --workers"
             ) from error
+        except BaseException:  # a stop: the pool would wait for the videos that are being measured
+            for process in active_children():
+                process.kill()
+            raise
 
 
 def measure_one(job: Job) -> Measurement | str:
@@ -233,6 +245,22 @@ def _compare(result: Evaluation, seed: int) -> None:
         for method, row in result.means.items():
             scores[method] = {name: found.mean for name, found in row.items()}
         result.ranks, result.ranked = average_ranks(scores, better)
+        result.notes = notes_of_stillness(scores)
+
+
+def notes_of_stillness(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A line for each method that moves or shows far less than another: what stands still does not drift."""
+    notes = []
+    for name in ("motion", "new content"):
+        unit = METRICS[name].unit
+        most = max(scores, key=lambda method: scores[method][name])
+        for method, row in scores.items():
+            if row[name] < STANDS_STILL * scores[most][name]:
+                notes.append(
+                    f"{method} has {row[name]:.1f} {unit} of {name} and {most} {scores[most][name]:.1f}: what stands "
+                    "still does not drift, so their drift, seams and consistency are not comparable"
+                )
+    return notes
 
 
 def _by_prompt(result: Evaluation, method: Method) -> dict[str, dict[str, float]]:

@@ -75,6 +75,8 @@ def split_name(argument: str, remedy: str) -> tuple[str, Path]:
     path = Path(argument)
     if _exists(path):
         return "", path
+    if argument.startswith("="):
+        raise UserError(f"'{argument}' has no name before the =; {remedy}")
     for equals in re.finditer("=", argument):
         name = argument[: equals.start()]
         path = Path(argument[equals.end() :])

@@ -1,12 +1,16 @@
 """Means with intervals, paired differences with tests, average ranks. Numpy only, seeded."""
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 DRAWS = 10_000
 FEWEST = 3  # units; fewer get neither interval nor test
+ALPHA = 0.05
+POWER = 0.8  # of a test, the share of the repetitions in which it sees an effect that is there
 EXACT = 14  # with at most this many pairs, every pattern of signs is tried
 
 
@@ -33,7 +37,8 @@ class Estimate(_WithInterval):
 class Difference(_WithInterval):
     """Mean paired difference b - a, its interval, and a two-sided p-value that it is zero (None below 3 pairs).
 
-    `p_holm` is the p-value corrected for the number of tests reported together (Holm 1979).
+    `p_holm` is the p-value corrected for the number of tests reported together (Holm 1979), `deviation` the
+    standard deviation of the pairs' differences (None below 3 pairs).
     """
 
     mean: float
@@ -42,6 +47,7 @@ class Difference(_WithInterval):
     n: int
     p: float | None
     p_holm: float | None = None
+    deviation: float | None = None
 
 
 def by_group(values: Mapping[tuple[Hashable, Hashable], float]) -> dict[Hashable, float]:
@@ -101,8 +107,11 @@ def compare(a: Mapping[Hashable, float], b: Mapping[Hashable, float], seed: int 
         return None
     x = np.array(differences)
     low, high = _interval(x, seed)
-    p = sign_flip(x, seed) if len(x) >= FEWEST else None
-    return Difference(float(x.mean()), low, high, len(x), p)
+    p, deviation = None, None
+    if len(x) >= FEWEST:
+        p = sign_flip(x, seed)
+        deviation = float(x.std(ddof=1))
+    return Difference(float(x.mean()), low, high, len(x), p, deviation=deviation)
 
 
 def sign_flip(x: np.ndarray, seed: int = 0) -> float:
@@ -133,6 +142,30 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, p * (len(tests) - place)))
         corrected[i] = largest
     return corrected
+
+
+def units_needed(effect: float, deviation: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
+    """How many pairs a mean paired difference of `effect` needs to be seen with this power; None for no effect.
+
+    By the normal approximation, n = ((z(1 - alpha / 2) + z(power)) deviation / effect)^2 (Cohen 1988).
+
+    Args:
+        deviation: standard deviation of the pairs' differences.
+        alpha: level of the two-sided test.
+    """
+    if not effect:
+        return None
+    return max(FEWEST, math.ceil((_quantiles(alpha, power) * deviation / effect) ** 2))
+
+
+def least_effect(n: int, deviation: float, alpha: float = ALPHA, power: float = POWER) -> float:
+    """The smallest mean paired difference that n pairs see with this power; as `units_needed`."""
+    return _quantiles(alpha, power) * deviation / math.sqrt(n)
+
+
+def _quantiles(alpha: float, power: float) -> float:
+    normal = NormalDist()
+    return normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
 
 
 def ranks(values: Sequence[float], better: int) -> list[float]:

@@ -59,6 +59,7 @@ def describe(found: Evaluation) -> str:
         parts.append("\n".join(lines))
     if found.means:
         parts.append(means_table(found))
+        parts += [f"note: {note}" for note in found.notes]
     else:
         parts.append("no video can be compared")
     for a, b in found.differences:

@@ -13,6 +13,7 @@ from evaluation.video.binned_mean import BinnedMean
 from evaluation.video.drift import drift_curves, drift_scores, onset
 from evaluation.video.features import FEATURES, describe, shrink
 from evaluation.video.motion import Motion, Seam
+from evaluation.video.progression import Progression
 from evaluation.video.reader import open_video
 
 PICTURES_A_SECOND = 4.0  # frames a second whose colour, detail and structure are measured
@@ -46,6 +47,9 @@ METRICS = {
     "flickering": Metric("temporal flickering score", "%", 1, False),
     "seams": Metric("seams", "a minute", -1, True),
     "frozen": Metric("frozen", "% of frames", -1, True, 1),
+    "new content": Metric("new content", "pictures a minute", 0, False, 1),
+    "motion": Metric("motion", "widths a minute", 0, False, 1),
+    "net motion": Metric("net motion", "widths a minute", 0, False, 1),
 }
 CURVES = {  # curve -> what its axis says
     "drift": "drift",
@@ -104,6 +108,7 @@ class Meter:
         self.count = 0
         self.every = max(1, round(fps / PICTURES_A_SECOND))
         self.motion = Motion(fps)
+        self.progression = Progression(fps)
         self.pictures = BinnedMean(FEATURES)
         self.moves = BinnedMean(2)
 
@@ -114,6 +119,7 @@ class Meter:
         moved = self.motion.add(frame, small)
         if moved is not None:
             self.moves.add(time, moved)
+        self.progression.add(small)
         if self.count % self.every == 0:
             self.pictures.add(time, describe(small))
         self.count += 1
@@ -146,12 +152,12 @@ class Meter:
         scores["flickering"] = 100 * (255 - float(difference)) / 255
         scores["seams"] = 60 * self.motion.seams.counts["seam"] * self.fps / self.count
         scores["frozen"] = 100 * float(frozen)
-        return scores
+        return scores | self.progression.scores()
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory held between frames."""
-        return self.motion.nbytes + self.pictures.nbytes + self.moves.nbytes
+        return self.motion.nbytes + self.progression.nbytes + self.pictures.nbytes + self.moves.nbytes
 
 
 def measure(path: str | Path, thumbnails: Collection[int] = ()) -> Measurement:

@@ -75,6 +75,14 @@ class RamTier:
     def per_slab(self) -> int:
         return min(max(SLAB_BYTES // (self.shape[0] * self.shape[1]), 1), self.slots)
 
+    def __deepcopy__(self, memo: dict) -> "RamTier":
+        """A tier with the same content; what is queued for this one must be done."""
+        twin = RamTier(self.name, self.slots, self.device, self.pin)
+        twin.shape = self.shape
+        for number, slab in self.slabs.items():
+            twin.slabs[number] = torch.empty_like(slab, pin_memory=self.pin).copy_(slab)
+        return twin
+
     def write(self, slot: int, records: Iterable[torch.Tensor]) -> None:
         rows = list(records)
         if self.shape is None:
@@ -135,7 +143,7 @@ class DiskTier:
         self.incoming: torch.Tensor | None = None  # what was read last
         self.copied: torch.cuda.Event | None = None  # when the copies out of it are done
         self.outgoing: torch.Tensor | None = None  # what is on its way from the GPU
-        folder = folder or tempfile.gettempdir()
+        self.folder = folder = folder or tempfile.gettempdir()
         try:
             self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as the tier)
             os.posix_fallocate(self.file.fileno(), 0, slots * self.size)
@@ -144,6 +152,15 @@ class DiskTier:
                 f"bank.disk_folder {folder} cannot hold {slots * self.size / 1e9:.1f} GB ({error.strerror}); "
                 "lower bank.disk_gb or name another folder"
             ) from error
+
+    def __deepcopy__(self, memo: dict) -> "DiskTier":
+        """A tier with the same content, in a file of its own."""
+        twin = DiskTier(self.slots, self.shape, self.folder, self.pin)
+        records = torch.empty(self.shape, dtype=torch.uint8)
+        for slot in range(self.slots):
+            self._move(os.preadv, records, slot * self.size)
+            twin._move(os.pwritev, records, slot * self.size)
+        return twin
 
     def write(self, slot: int, records: Iterable[torch.Tensor]) -> None:
         rows = list(records)

@@ -10,6 +10,7 @@ from evaluation.video.binned_mean import BinnedMean
 from evaluation.video.drift import drift_scores
 from evaluation.video.features import CELLS, ORIENTATIONS, SCALARS, describe
 from evaluation.video.measure import PICTURES_A_SECOND
+from evaluation.video.progression import progression
 from tinyworld.judging.detect import detect_objects, detect_subjects, ground_and_time
 from tinyworld.judging.objects import (
     detect_all,
@@ -24,7 +25,7 @@ from tinyworld.world.captions import Meaning
 from tinyworld.world.film import Clip
 from tinyworld.world.scene import FIRST_PASS, FPS, ONE_LATENT, pixel_frames
 
-VERSION = 3  # of the measures: results of another one are not compared with these
+VERSION = 4  # of the measures: results of another one are not compared with these
 Measures = dict[str, float | None]  # None where there is nothing to measure
 
 
@@ -50,6 +51,7 @@ def measure(video: np.ndarray, clip: Clip, window: int) -> Measures:
         "motion plausible": float(track.plausible().mean()),
         "camera as trained": float(track.as_trained(clip.shot).mean()),
         "drift": drift(video),
+        **progression(video, FPS),
     }
 
 

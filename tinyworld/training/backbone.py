@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipeline.context import ContextPolicy
 from tinyworld.training.bf16_linear import use_bf16_matmul
-from tinyworld.training.contexts import draw_sequence, latentmem, native
+from tinyworld.training.contexts import draw_sequence, latentmem, native, recallable
 from tinyworld.training.corpus import Corpus
 from tinyworld.training.muon import MuonAdamW
 from tinyworld.training.settings import BackboneSettings
@@ -61,6 +61,7 @@ class Batch:
         clean: [B, F, C, h, w] latents.
         plans: one a block.
         ahead: [B, blocks, 3] what comes next as each block begins, see `scene.ahead`.
+        recallable: [B, F, w] which columns of the latents only the sink or the memory of their block shows.
     """
 
     captions: list[str]
@@ -68,6 +69,7 @@ class Batch:
     clean: torch.Tensor
     plans: list[BlockPlan]
     ahead: torch.Tensor
+    recallable: torch.Tensor
 
     @property
     def block(self) -> int:
@@ -76,11 +78,16 @@ class Batch:
 
 
 def train(
-    settings: BackboneSettings, policy: ContextPolicy, corpora: list[Corpus], folder: Path, seed: int
+    settings: BackboneSettings,
+    policy: ContextPolicy,
+    corpora: list[Corpus],
+    folder: Path,
+    seed: int,
+    start: Backbone | None = None,
 ) -> Backbone:
-    """Train on [long clips, starts]; resumes from `folder`. Returns the averaged weights."""
+    """Train on [long clips, starts], from new weights or from `start`; resumes from `folder`. The averaged weights."""
     torch.manual_seed(seed)
-    backbone = Backbone(settings, corpora[0].latents.shape[2]).to(corpora[0].latents.device)
+    backbone = start or Backbone(settings, corpora[0].latents.shape[2]).to(corpora[0].latents.device)
     if settings.bf16_matmul:
         use_bf16_matmul(backbone.model.blocks)
 
@@ -99,6 +106,10 @@ def train(
         **under("backbone", settings),
         "latents": digest(corpus.latents for corpus in corpora),
     }
+    if start:
+        about["start"] = digest(start.state_dict().values())
+    if not settings.steps:
+        return backbone.eval()
     return optimise(backbone, settings, settings.steps, rate, loss, folder / "backbone", about)
 
 
@@ -169,7 +180,9 @@ def draw_batch(
     captions = []
     for pick, drop in zip(picks, dropped, strict=True):
         captions.append("" if drop else corpus.captions[pick])
-    return kind, Batch(captions, frames, clean, plans, torch.from_numpy(ahead).to(clean.device))
+    columns = torch.from_numpy(recallable(plans, corpus.camera[picks][:, inside]))
+    ahead = torch.from_numpy(ahead)
+    return kind, Batch(captions, frames, clean, plans, ahead.to(clean.device), columns.to(clean.device))
 
 
 def draw_noisy(
@@ -222,6 +235,7 @@ def teacher_forcing_loss(
     follows = np.diff(batch.frames, prepend=-1)[:: batch.block] == 1  # after a gap a block cannot know where it is
     follows = torch.from_numpy(follows).to(flow.device)
     weight = (4 * sigma.square()).clamp_max(1.0) * follows.repeat_interleave(batch.block)[:, None, None, None]
+    weight = weight * (1 + (settings.recall_weight - 1) * batch.recallable[:, None, :, None, None])
     error = (weight * (flow - target).square()).mean()
     has_caption = torch.tensor([[bool(caption)] for caption in batch.captions], device=flow.device)
     ahead_loss = _ahead_loss(backbone, torch.cat(hidden, 2), batch.ahead, has_caption & follows)

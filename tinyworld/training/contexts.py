@@ -1,12 +1,16 @@
 """The contexts that the backbone is trained on: the two of a rollout, and their neighbourhood."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.context import ContextPolicy
 from tinyworld.training.settings import BackboneSettings
 from tinyworld.training.teacher_forcing import BlockPlan
+from tinyworld.world.scene import VIEW, WIDTH
 
 JITTER = 24  # pixels by which the distances are blurred that memory frames are ranked by
+COLUMN = 8  # pixels of a latent's column
 
 
 def draw_sequence(settings: BackboneSettings, policy: ContextPolicy, rng: np.random.Generator) -> np.ndarray:
@@ -42,6 +46,7 @@ def latentmem(
     block will show, by the camera's truth, the others from anywhere. Retrieval asks with what was last
     seen, so that place is missed by some pixels: where the camera goes must not follow from the memory.
     A step draws once how many there are and whether local frames fill the unused slots, or are left out.
+    For a share of the blocks they are those that show what the block uncovers, for another they show none of it.
 
     Args:
         frames: [F] indices into the video.
@@ -56,24 +61,65 @@ def latentmem(
         wanted = max(wanted, 1)
     elif variant < settings.no_local + settings.wide_local:
         local_frames = policy.local_attn_size - policy.sink_size - policy.block - wanted
+    any_sink = rng.random() < settings.other_sink
+    placed = rng.random() < settings.placed_memory
     plans = []
     for start in range(0, len(frames), policy.block):
         full = frames[start] >= policy.local_attn_size  # before, nothing was evicted and the window has not moved
         local = _local(frames, start, policy, local_frames if full else beside_memory)
-        sink = range(min(policy.sink_size, start))
+        sink = np.arange(min(policy.sink_size, start))
         older = np.arange(policy.sink_size, local[0] if local else start)
-        memory = wanted if full and len(older) >= wanted else 0
+        memory = wanted if full and len(older) >= wanted + len(sink) else 0
         contexts = []
         for way in camera:
-            remembered = older[:0]
+            free = older
+            first = sink
+            if any_sink and memory:
+                first = np.sort(rng.choice(older, len(sink), replace=False))
+                free = np.setdiff1d(older, first)
+            remembered = free[:0]
             if memory:
-                place = way[start : start + policy.block].mean()
-                remembered = _remember(way, older, place, memory, settings, rng)
-            contexts.append(np.array([*sink, *remembered, *local], dtype=np.int64))
+                new = _span(way, start, policy.block) & ~_shown(way, local)
+                remembered = _remember(way, free, way[start : start + policy.block].mean(), new, memory, settings, rng)
+            contexts.append(np.array([*first, *remembered, *local], dtype=np.int64))
         shift = max(int(frames[start]) + policy.block - policy.local_attn_size, 0)
         near = np.concatenate([frames[local], frames[start : start + policy.block]]) - shift
-        plans.append(BlockPlan(np.stack(contexts), (*sink, *(0,) * memory, *near.tolist())))
+        first_index, step = (policy.sink_size, 1) if placed else (0, 0)
+        indices = first_index + step * np.arange(memory)
+        plans.append(BlockPlan(np.stack(contexts), (*sink.tolist(), *indices.tolist(), *near.tolist())))
     return plans
+
+
+def recallable(plans: list[BlockPlan], camera: np.ndarray) -> np.ndarray:
+    """[B, F, columns] which latent columns the frames before a block leave out, and its sink or memory shows.
+
+    Args:
+        camera: [B, F] pixels.
+    """
+    columns = np.zeros((*camera.shape, VIEW // COLUMN), bool)
+    middles = np.arange(0, VIEW, COLUMN) + COLUMN // 2
+    for number, plan in enumerate(plans):
+        start = number * plan.own_frames
+        remembered, local = np.split(plan.context, [plan.context.shape[1] - plan.local_frames(start)], axis=1)
+        for sample, way in enumerate(camera):
+            only_remembered = _shown(way, remembered[sample]) & ~_shown(way, local[sample])
+            for frame in range(start, start + plan.own_frames):
+                columns[sample, frame] = only_remembered[np.round(way[frame] + middles).astype(int)]
+    return columns
+
+
+def _span(camera: np.ndarray, start: int, count: int) -> np.ndarray:
+    """[WIDTH] which columns of the scene so many frames show."""
+    return _shown(camera, np.arange(start, start + count))
+
+
+def _shown(camera: np.ndarray, frames: Sequence[int]) -> np.ndarray:
+    """[WIDTH] which columns of the scene some of these frames show."""
+    shown = np.zeros(WIDTH, bool)
+    for frame in frames:
+        left = round(float(camera[frame]))
+        shown[left : left + VIEW] = True
+    return shown
 
 
 def _local(frames: np.ndarray, start: int, policy: ContextPolicy, count: int) -> list[int]:
@@ -91,6 +137,7 @@ def _remember(
     camera: np.ndarray,
     older: np.ndarray,
     place: float,
+    new: np.ndarray,
     count: int,
     settings: BackboneSettings,
     rng: np.random.Generator,
@@ -100,7 +147,16 @@ def _remember(
     Args:
         camera: [F] pixels.
         older: indices into it.
+        new: [WIDTH] which columns of the scene the block uncovers.
     """
+    kind = rng.random()
+    shows = np.array([new[round(left) : round(left) + VIEW].sum() for left in camera[older].tolist()])
+    blurred = np.abs(camera[older] - place) + rng.uniform(0, JITTER, len(older))
+    if kind < settings.wrong_memory:
+        return older[np.lexsort((-blurred, shows))][:count]
+    if kind < settings.wrong_memory + settings.covering_memory and shows.any():
+        shows_little = shows < shows.max() / 2
+        return older[np.argsort(blurred + 2 * VIEW * shows_little)][:count]
     place = place + rng.uniform(-1, 1) * settings.astray
     distance = np.abs(camera[older] - place) + rng.uniform(0, JITTER, len(older))
     ranked = older[np.argsort(distance)]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
-from tinyworld.training.gallery import Gallery, load_gallery
+from tinyworld.training.gallery import Gallery
 from tinyworld.training.settings import LatentSettings
 from tinyworld.training.state import Checkpoint, digest
 from tinyworld.training.vae import encode
@@ -47,22 +47,24 @@ class Corpus:
         return np.where(before_the_gap, frames, frames - gap + gap % (spare + 1))
 
 
-def encode_corpus(vae: AutoencoderKLWan, settings: LatentSettings, folder: Path) -> list[Corpus]:
+def encode_corpus(
+    vae: AutoencoderKLWan, scenes: Gallery, settings: LatentSettings, folder: Path, normalise: bool = True
+) -> list[Corpus]:
     """Encode shots of the painted scenes: [long clips, short ones that only show how a video starts].
 
     Resumes from what was encoded before. The codec's config gets the long clips' mean and standard
-    deviation per channel; all latents are normalised by them.
+    deviation per channel, unless `normalise` is off and it has them; all latents are normalised by them.
     """
-    scenes = load_gallery(folder, "panoramas")
     first_start = settings.clips
     long = _encode(vae, scenes, settings.clips, settings.frames, 0, settings.batch, folder / "long.pt")
     short = _encode(
         vae, scenes, settings.starts, settings.start_frames, first_start, settings.batch, folder / "short.pt"
     )
-    mean = long.float().mean((0, 1, 3, 4))
-    std = long.float().std((0, 1, 3, 4))
-    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
-    return [_corpus(vae, long, 0, len(scenes)), _corpus(vae, short, first_start, len(scenes))]
+    if normalise:
+        mean = long.float().mean((0, 1, 3, 4))
+        std = long.float().std((0, 1, 3, 4))
+        vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    return [_corpus(vae, long, 0, scenes), _corpus(vae, short, first_start, scenes)]
 
 
 def normalised(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
@@ -108,11 +110,11 @@ def _encode(
     return store.latents
 
 
-def _corpus(vae: AutoencoderKLWan, latents: torch.Tensor, first: int, scenes: int) -> Corpus:
+def _corpus(vae: AutoencoderKLWan, latents: torch.Tensor, first: int, scenes: Gallery) -> Corpus:
     frames = pixel_frames(latents.shape[1])
     camera, coming, captions = [], [], []
     for clip in range(len(latents)):
-        scene = draw_scene(clip % scenes)
+        scene = draw_scene(scenes.first + clip % len(scenes))
         shot = draw_shot(first + clip)
         camera.append(shot.camera(frames)[::ONE_LATENT])
         coming.append(ahead(scene, shot, frames)[::ONE_LATENT])

@@ -3,17 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 
 from tinyworld.training.backbone import Backbone
+from tinyworld.training.settings import BackboneSettings
 from tinyworld.world.captions import caption
 from tinyworld.world.film import held_out
 from tinyworld.world.scene import draw_scene, draw_shot, meaning
 from utils.files import atomic, write_json
+from utils.tensors import fill, read_tensors
 
 CORPUS = 2_000_000  # the first seed of the scenes of the retrieval encoder's corpus
 CORPUS_CAPTIONS = 128
+EXPORTED = "continues= names a folder that holds wan_models/ and checkpoints/ of a training"
 
 
 def export_vae(vae: AutoencoderKLWan, folder: Path) -> None:
@@ -29,6 +33,22 @@ def export_backbone(backbone: Backbone, folder: Path) -> None:
     with atomic(folder / "checkpoints" / "tinyworld.safetensors") as temporary:
         save_file(backbone.model.state_dict(), temporary)
         temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def load_backbone(settings: BackboneSettings, folder: Path, device: torch.device) -> Backbone:
+    """A backbone with the weights that were exported to `folder`; its readout `ahead`, which is not, starts anew.
+
+    Raises:
+        UserError: no weights, or of other sizes than the settings'.
+    """
+    models = folder / "wan_models" / "tinyworld"
+    weights = read_tensors(folder / "checkpoints" / "tinyworld.safetensors", "backbone", EXPORTED)
+    text = read_tensors(models / "text_encoder" / "model.safetensors", "text encoder", EXPORTED)
+    text["encoder.embed_tokens.weight"] = text["shared.weight"]  # one table under two names, kept under one
+    backbone = Backbone(settings, weights["patch_embedding.weight"].shape[1])
+    fill(backbone.model, weights, f"backbone in {folder}", device, torch.float32)
+    fill(backbone.text.encoder, text, f"text encoder in {folder}", device, torch.float32)
+    return backbone.to(device).requires_grad_(True)
 
 
 def export_prompts(count: int, first: tuple[int, ...], folder: Path) -> None:

@@ -4,6 +4,9 @@ In a rollout every block follows blocks that the model made, and its errors diff
 noise of teacher forcing: detail is missing, edges are soft, colours are a little off. So part of the
 context is replaced by what the model itself makes of noised frames in one step, while what it has to
 predict stays the truth: it learns to continue from its own frames and to repair them.
+
+In a rollout, too, what was seen last is an invented continuation where a place was forgotten, and only memory
+holds the true one. So in a share of the sequences all that is late is invented, and all before it true.
 """
 
 from dataclasses import fields, replace
@@ -26,7 +29,10 @@ from tinyworld.training.backbone import (
 )
 from tinyworld.training.corpus import Corpus
 from tinyworld.training.settings import BackboneSettings, FewStepSettings
-from tinyworld.training.state import digest, generator, under
+from tinyworld.training.state import digest, generator, normal, under
+from tinyworld.training.teacher_forcing import BlockPlan
+
+HALFWAY = 5 * 0.5 / (1 + 4 * 0.5)  # the noise level in the middle of the sampler's schedule
 
 
 def train(
@@ -57,6 +63,8 @@ def train(
             context = blurred(batch.clean, batch.block, settings.context_noise, rng)
         else:
             context = own_context(backbone, few, settings, batch, rng)
+            if rng.random() < few.invented:
+                context = invented_context(backbone, settings, batch, context, rng)
         return kind, teacher_forcing_loss(backbone, settings, batch, context, rng, few.guidance)
 
     def rate(step: int) -> float:
@@ -85,3 +93,31 @@ def own_context(
     own = torch.from_numpy(rng.random((len(context), context.shape[1] // batch.block)) < few.own)
     own = repeat(own, "b s -> b (s f) 1 1 1", f=batch.block).to(made.device)
     return torch.where(own, made[:, 0], context)
+
+
+@torch.no_grad()
+def invented_context(
+    backbone: Backbone, settings: BackboneSettings, batch: Batch, context: torch.Tensor, rng: np.random.Generator
+) -> torch.Tensor:
+    """The batch's frames [B, F, C, h, w]: true before a cut, after it as the model makes them without memory.
+
+    They are made of noise alone, in two steps, each block after the frames of `context`.
+    """
+    plans = [without_memory(plan, number) for number, plan in enumerate(batch.plans)]
+    truth = blurred(batch.clean, batch.block, settings.context_noise, rng)
+    made = torch.zeros_like(batch.clean)
+    for level in (1.0, HALFWAY):
+        noise = normal(rng, len(made), 1, *made.shape[1:]).to(made.device)
+        sigma = torch.full((len(made), 1, made.shape[1], 1, 1, 1), level, device=made.device)
+        noisy = (1 - sigma) * made.unsqueeze(1) + sigma * noise
+        made = (noisy - sigma * forward(backbone, batch.captions, context, noisy, sigma, plans))[:, 0]
+    blocks = context.shape[1] // batch.block
+    cut = batch.block * rng.integers(blocks // 4, blocks, len(context))
+    late = torch.from_numpy(np.arange(context.shape[1]) >= cut[:, None]).to(made.device)
+    return torch.where(late[..., None, None, None], made, truth)
+
+
+def without_memory(plan: BlockPlan, number: int) -> BlockPlan:
+    """The plan of a sequence's block with this number, its frames right before the block alone."""
+    dropped = plan.context.shape[1] - plan.local_frames(number * plan.own_frames)
+    return BlockPlan(plan.context[:, dropped:], plan.positions[dropped:])

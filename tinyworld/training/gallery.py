@@ -13,8 +13,6 @@ from tinyworld.world.scene import Shot, draw_scene, draw_shot
 from utils.errors import UserError
 from utils.files import atomic
 
-FIRST_SEED = {"panoramas": 0, "held_out": HELD_OUT}  # the first seed of the scenes in a file
-
 
 @dataclass(frozen=True)
 class Gallery:
@@ -37,27 +35,30 @@ class Gallery:
 
 def paint_galleries(settings: WorldSettings, folder: Path) -> None:
     """Paint all scenes: `panoramas.npy` and `held_out.npy`, each [scenes, H, W, 3] uint8."""
-    for name, count in (("held_out", settings.held_out), ("panoramas", settings.scenes)):
+    galleries = (("held_out", HELD_OUT, settings.held_out), ("panoramas", settings.first, settings.scenes))
+    for name, first, count in galleries:
         path = folder / f"{name}.npy"
         if path.exists():
-            _require_count(path, count)
+            _require_scenes(path, first, count)
             continue
-        first = FIRST_SEED[name]
         pictures = np.stack([paint(draw_scene(seed)) for seed in range(first, first + count)])
         with atomic(path) as temporary:
             np.save(temporary, pictures)
 
 
-def load_gallery(folder: Path, name: str) -> Gallery:
-    """The scenes painted as `name`: panoramas or held_out."""
-    return Gallery(FIRST_SEED[name], np.load(folder / f"{name}.npy", mmap_mode="r"))
+def load_gallery(folder: Path, name: str, first: int) -> Gallery:
+    """The scenes painted as `name`, panoramas or held_out; the first one's seed is `first`."""
+    return Gallery(first, np.load(folder / f"{name}.npy", mmap_mode="r"))
 
 
-def _require_count(path: Path, count: int) -> None:
+def _require_scenes(path: Path, first: int, count: int) -> None:
     remedy = "delete it, or choose another folder with work=..."
     try:
-        there = len(np.load(path, mmap_mode="r"))
+        pictures = np.load(path, mmap_mode="r")
+        there = len(pictures)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} holds no scenes: {' '.join(str(error).split())}; {remedy}") from error
     if there != count:
         raise UserError(f"{path} holds {there} scenes and {count} are asked for; {remedy}")
+    if not np.array_equal(pictures[0], paint(draw_scene(first))):
+        raise UserError(f"{path} holds other scenes than those from seed {first} on; {remedy}")

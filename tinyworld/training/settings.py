@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.config import load_config
 from pipeline.context import ContextPolicy
+from tinyworld.world.film import HELD_OUT
 from utils.errors import UserError
 from utils.settings import Settings, setting
 
@@ -13,6 +14,7 @@ class WorldSettings(Settings):
     """The scenes."""
 
     scenes: int = setting(1280, "scenes painted for training", at_least=1)
+    first: int = setting(0, "seed of the first of them", at_least=0, at_most=HELD_OUT // 2)
     held_out: int = setting(64, "scenes that no training sees", at_least=1)
     shown: list[int] = setting([], "held-out clips that the prompt file lists first", at_least=0)
 
@@ -80,7 +82,7 @@ class BackboneSettings(Settings):
     text_dim: int = setting(64, "channels of the text encoder, a multiple of 16", at_least=16)
     text_len: int = setting(32, "tokens of a caption", at_least=1)
     text_layers: int = setting(2, "layers of the text encoder", at_least=1)
-    steps: int = setting(3000, "optimizer steps", at_least=1)
+    steps: int = setting(3000, "optimizer steps; 0 only where a training goes on from weights", at_least=0)
     frames: int = setting(48, "latent frames of a training sequence", at_least=1)
     batch: int = setting(2, "sequences a step", at_least=1)
     copies: int = setting(3, "noisy copies of each sequence", at_least=1)
@@ -102,6 +104,25 @@ class BackboneSettings(Settings):
     wide_local: float = setting(
         0.2, "share of the latentmem steps whose unused memory slots hold local frames", at_least=0, at_most=1
     )
+    covering_memory: float = setting(
+        0.0, "share of the blocks whose memory frames are drawn to show what the block uncovers", at_least=0, at_most=1
+    )
+    wrong_memory: float = setting(
+        0.0, "share of the blocks whose memory frames are drawn from other places of the scene", at_least=0, at_most=1
+    )
+    recall_weight: float = setting(
+        1.0,
+        "weight of the error in columns that a block uncovers and its sink or memory shows",
+        at_least=0,
+        at_most=100,
+    )
+    other_sink: float = setting(
+        0.0, "share of the latentmem steps whose sink is any earlier frame, not the first one", at_least=0, at_most=1
+    )
+    placed_memory: float = setting(
+        0.0, "share of the latentmem steps whose memory frames have the indices after the sink, not 0",
+        at_least=0, at_most=1,
+    )  # fmt: skip
     ahead: float = setting(
         0.1, "weight of the loss on what the transformer's middle tells of the object and the turn to come", at_least=0
     )
@@ -116,6 +137,11 @@ class BackboneSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_shares("backbone.kinds", self.kinds)
+        if self.covering_memory + self.wrong_memory > 1:
+            raise UserError(
+                f"backbone.covering_memory {self.covering_memory} and wrong_memory {self.wrong_memory} are shares of "
+                "the same blocks; their sum must be at most 1"
+            )
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
             raise UserError(f"backbone.dim {self.dim} cannot be split over {self.num_heads} heads of an even size each")
         if self.text_dim % 16:
@@ -129,6 +155,10 @@ class FewStepSettings(Settings):
     steps: int = setting(1000, "optimizer steps", at_least=1)
     own: float = setting(0.5, "share of the context blocks that the model itself made", at_least=0, at_most=1)
     lowest: float = setting(0.2, "they are made from frames noised to a level between this and 1", at_least=0, below=1)
+    invented: float = setting(
+        0.0, "share of the sequences whose later context blocks the model makes of noise alone and without memory, "
+        "while the frames before them stay true", at_least=0, at_most=1,
+    )  # fmt: skip
     guidance: float = setting(0.0, "how far the target is moved towards what the caption changes", at_least=0, below=1)
     muon_lr: float = setting(4e-3, "first learning rate of the blocks' matrices; it falls to zero", above=0)
     adam_lr: float = setting(2e-3, "first learning rate of all else; it falls to zero", above=0)
@@ -158,8 +188,14 @@ class TrainSettings(Settings):
     seed: int = setting(0, "seed of all that is drawn", at_least=0, at_most=2**63 - 1)
     threads: int = setting(2, "CPU threads", at_least=1, place=True)
     device: str = setting("auto", "device to train on: auto, cpu, cuda or cuda:N", place=True)
-    work: str = setting("runs/tinyworld", "folder of what can be resumed, with curves", place=True)
-    export: str = setting("runs/tinyworld/export", "folder of the weights as the pipeline loads them", place=True)
+    work: str = setting("runs/tinyworld", "folder of what can be resumed, with curves", place=True, writes=True)
+    export: str = setting(
+        "runs/tinyworld/export", "folder of the weights as the pipeline loads them", place=True, writes=True
+    )
+    continues: str = setting(
+        "", "folder of exported weights to go on from: the codec stays as it is, the backbone is trained further",
+        place=True,
+    )  # fmt: skip
     generates: str = setting("configs/tinyworld_latentmem.yaml", "config of the runs whose contexts are trained")
     world: WorldSettings = setting(WorldSettings, "")
     vae: VaeSettings = setting(VaeSettings, "")
@@ -171,6 +207,8 @@ class TrainSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         policy = self.policy()
+        if not self.backbone.steps and not self.continues:
+            raise UserError("backbone.steps is 0 and the training goes on from no weights; name them with continues=")
         if self.backbone.frames % policy.block:
             raise UserError(f"backbone.frames is {self.backbone.frames}; it must be a multiple of {policy.block}")
         if self.backbone.max_start // policy.block <= policy.local_attn_size // policy.block:

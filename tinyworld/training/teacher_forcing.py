@@ -33,6 +33,14 @@ class BlockPlan:
         """Latent frames of the block itself."""
         return len(self.positions) - self.context.shape[1]
 
+    def local_frames(self, start: int) -> int:
+        """How many frames of the context, its last ones, run up to the block at `start`."""
+        size = self.context.shape[1]
+        count = 0
+        while count < size and (self.context[:, size - 1 - count] == start - 1 - count).all():
+            count += 1
+        return count
+
 
 def groups(plans: Sequence[BlockPlan]) -> list[list[int]]:
     """Runs of consecutive blocks whose contexts are equally long: what one forward can hold."""

@@ -12,6 +12,7 @@ from utils.errors import UserError
 from utils.settings.fields import nested_class
 
 BOOLEANS = ("true", "false", "yes", "no", "on", "off", "y", "n", "1", "0")
+ITEMS = {int: "whole numbers", float: "numbers", str: "words"}  # type of a list's items -> its name in a message
 
 
 def require_forms(schema: type, values: Mapping[Any, Any], source: str | Path, prefix: str = "") -> None:
@@ -22,9 +23,9 @@ def require_forms(schema: type, values: Mapping[Any, Any], source: str | Path, p
         if value is None:
             continue
         name = prefix + field.name
-        kind = kinds[field.name]
         if value == MISSING:  # OmegaConf would take the default in silence
             raise UserError(f"setting '{name}' in {source} is {value}, which stands for no value; give one")
+        kind = kinds[field.name]
         nested = nested_class(field)
         if nested and typing.get_origin(kind) not in (list, dict):
             if not isinstance(value, Mapping):
@@ -39,20 +40,19 @@ def require_forms(schema: type, values: Mapping[Any, Any], source: str | Path, p
 
 def _require_items(values: list, kind: Any, what: str) -> None:
     """Refuse a list of numbers or words that holds something else; `kind` is the type of the whole list."""
-    element = _type_of_elements(kind)
-    words = {int: "whole numbers", float: "numbers", str: "words"}.get(element)
-    if words is None:
+    item = _type_of_items(kind)
+    if item not in ITEMS:
         return
     for value in values:
         try:
             if isinstance(value, list | Mapping):  # as text they would pass for words
                 raise ValueError
-            element(str(value))
+            item(str(value))
         except ValueError as error:
-            raise UserError(f"{what} holds {value}; it must be a list of {words}") from error
+            raise UserError(f"{what} holds {value}; it must be a list of {ITEMS[item]}") from error
 
 
-def _type_of_elements(kind: Any) -> Any:
+def _type_of_items(kind: Any) -> Any:
     """int of `list[int]` and of `list[int] | None`; None of what is no list."""
     for part in (kind, *typing.get_args(kind)):
         if typing.get_origin(part) in (list, tuple):
