@@ -75,6 +75,9 @@ class RetrievedMemory(MergingPolicy):
         "latentmem: temporal indices of retrieved frames: 0, or their places in the window, after the sink",
         choices=("zero", "window"),
     )
+    memory_across_scenes: bool = setting(
+        True, "latentmem: frames from before the prompt last changed may be retrieved; false keeps memory to its scene"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,6 +27,7 @@ from tinyworld.hypotheses import Hypothesis
 from tinyworld.judge_sink import JudgeSink
 from tinyworld.judging import measure as judge
 from tinyworld.league import BASELINES, LEAGUES, league_rows
+from tinyworld.places import MEMORIES, OwnTrack
 from tinyworld.results import TRUTH, Unit
 from tinyworld.store import Store
 from tinyworld.tables import report
@@ -45,10 +46,14 @@ SUBSET = 16  # prompts of subset=true
 
 @dataclass(frozen=True)
 class Row:
-    """A way to generate: a config and what it changes, as a tree."""
+    """A way to generate: a config and what it changes, as a tree.
+
+    With `holds`, a name in `tinyworld.places.MEMORIES`, the memory holds that instead of what retrieval finds.
+    """
 
     config: str = "configs/tinyworld_native.yaml"
     overrides: dict[str, Any] = field(default_factory=dict)
+    holds: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,10 @@ class BenchmarkSettings(Settings):
         for name in self.rows:
             if not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
                 raise UserError(f"row '{name}' in {CONFIG} cannot be a folder's name; use letters, digits, _ and -")
+            if self.rows[name].holds:
+                require_choice(f"rows.{name}.holds", self.rows[name].holds, MEMORIES)
+                if not self.run_config(self.rows[name]).policy().retrieves:
+                    raise UserError(f"row '{name}' in {CONFIG} holds something and its config retrieves nothing")
         for name in self.only:
             require_choice("only", name, self.rows)
         for question, names in self.comparisons.items():
@@ -162,10 +171,14 @@ def main() -> None:
 
 def open_stores(settings: BenchmarkSettings, rows: Mapping[str, Preflight]) -> dict[str, Store]:
     """The results of the true videos and of every row that is to run; all of them are checked before."""
+    require_partners(settings)
     window = settings.window()
     abouts = {TRUTH: {"judge": judge.VERSION, "window": window, "frames": settings.frames}}
     for name, found in rows.items():
         abouts[name] = {"window": window, **identity(found)}
+        if holds := settings.rows[name].holds:
+            abouts[name]["holds"] = holds
+            abouts[name]["code"]["places"] = hashlib.sha256(source(OwnTrack).encode()).hexdigest()[:16]
     folder = require_writable(settings.folder)
     stores = {}
     for name, about in abouts.items():
@@ -179,6 +192,17 @@ def count_results(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> i
     for name, store in stores.items():
         count += sum(map(store.has, units_of(settings, name)))
     return count
+
+
+def require_partners(settings: BenchmarkSettings) -> None:
+    """Refuse batches in which a video that is to remember another scene is alone."""
+    rest = len(settings.units()) % settings.batch
+    for name, row in settings.chosen().items():
+        if row.holds == "other_scene" and (settings.batch == 1 or rest == 1):
+            raise UserError(
+                f"row '{name}' takes its memory from the next video of the batch, and batch {settings.batch} leaves "
+                f"one of {len(settings.units())} videos alone; choose another batch"
+            )
 
 
 def identity(found: Preflight) -> dict[str, Any]:
@@ -234,7 +258,7 @@ def fill(settings: BenchmarkSettings, rows: Mapping[str, Preflight], stores: Map
         for prompt, number in units_of(settings, name):
             samples.append(Sample(held_out(prompt).caption, prompt, number))
         with claim(stores[name].folder, stores[name].about) as held:
-            make(found, samples, JudgeSink(stores[name], settings.window()), held)
+            make(found, samples, JudgeSink(stores[name], settings.window(), settings.rows[name].holds), held)
 
 
 if __name__ == "__main__":

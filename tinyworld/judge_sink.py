@@ -13,6 +13,7 @@ from pipeline.pipeline import Pipeline
 from pipeline.samples import Sample
 from pipeline.sinks import OnBlock
 from tinyworld.judging.measure import measure
+from tinyworld.places import bounding
 from tinyworld.store import Store
 from tinyworld.world.film import held_out
 
@@ -24,10 +25,12 @@ class JudgeSink:
     Attributes:
         store: of the row.
         window: latent frames out of view after which a place is forgotten.
+        holds: what the row's memory holds, a name in `tinyworld.places.MEMORIES`, instead of what retrieval finds.
     """
 
     store: Store
     window: int
+    holds: str = ""
 
     def path(self, sample: Sample) -> Path:
         return self.store.path((sample.index, sample.number))
@@ -46,6 +49,8 @@ class JudgeSink:
         blocks: Iterable[LatentBlock],
         on_block: OnBlock,
     ) -> None:
+        if self.holds:
+            blocks = bounding(pipeline, self.holds).blocks(batch)
         decoder = start_decoder(pipeline.vae)
         parts = []  # each [B, T of the block, H, W, 3]
         for block in blocks:
