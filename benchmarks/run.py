@@ -7,6 +7,7 @@ Prints a table and writes JSON. Times are medians over the blocks of the steady 
 
     python -m benchmarks.run size=tinyworld
     python -m benchmarks.run size=1.3b height=480 width=832 device=cuda dtype=bfloat16
+    python -m benchmarks.run device=fake
 """
 
 import platform
@@ -36,7 +37,11 @@ class BenchmarkConfig(Settings):
     batch_size: int = setting(1, "videos generated together", at_least=1, at_most=4096)
     plain: bool = setting(True, "also run the plain way")
     vae: str = setting("full", "decoder", choices=("full", "tiny"))
-    device: str = setting("auto", "where to run", choices=("auto", "cpu", "cuda"))
+    device: str = setting(
+        "auto",
+        "where to run; fake counts 1.3B's work on a GPU that is not there",
+        choices=("auto", "cpu", "cuda", "fake"),
+    )
     dtype: str = setting("auto", "of the models", choices=("auto", "float32", "bfloat16"))
     attention_backend: str = setting("native", "one of diffusers' attention backends")
     compile: bool = setting(False, "compile the transformer's blocks")
@@ -47,6 +52,11 @@ class BenchmarkConfig(Settings):
 
 def main() -> None:
     config = load_settings(BenchmarkConfig, None, sys.argv[1:])
+    if config.device == "fake":
+        from benchmarks.fake_gpu.report import counted_table
+
+        print(counted_table())
+        return
     look(config)
     result = measure(config)
     write_json(config.output, result)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 GB = 10**9
+CUDA_BYTES = 600 * 10**6  # about what CUDA's context and the libraries' workspaces take of a GPU
 
 
 @dataclass(frozen=True)

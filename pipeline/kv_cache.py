@@ -19,6 +19,7 @@ from pipeline.frames import FrameShape, Staged, pooled
 from pipeline.merged import MergedMemory, Tokens
 from pipeline.merges import find_rule, merged_bytes
 from utils.streams import SideStream
+from wan.kernels import take_own
 from wan.model import Attended
 from wan.rope import Table, rope_table, rotate, rotate_into
 
@@ -104,6 +105,7 @@ class KVCache:
         self.assembled: ContextPlan | None = None
         self.own_table: Table | None = None  # rotation of the block's own tokens
         self.committing = False
+        self.kept: list[tuple[torch.Tensor, int]] = []  # frames that the forwards write, and their first own token
         self.side = SideStream(device, "fetch")
         self.store = SideStream(device, "store")
         self.before_commit = self.side.mark()
@@ -152,6 +154,7 @@ class KVCache:
         in its place at its position already is not written again.
         """
         self.committing = False
+        self.kept = []
         self.step = -1
         self._prefetch_of(plan)
         self.side.join()
@@ -167,6 +170,7 @@ class KVCache:
         if plan != self.assembled:
             self._assemble(plan)
         self.committing = True
+        self._keep(plan.own)
         if self.merged is not None and plan.start == self.end - len(plan.own):  # not where older frames are made again
             self.merged.commit()
         for piece in plan.own:
@@ -179,14 +183,10 @@ class KVCache:
     @torch.compiler.disable  # its writes into the buffers are the graph's border
     def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
         """Write this forward's own keys and values; see `wan.model.Context`."""
-        if self.committing:
-            self._keep(layer, k, v)
-        rotated_q = rotate(q, self.own_table)
+        rotated_q = take_own(q, k, v, self.own_table, self.context, self.kept, layer, self.start)
         if self.merged is not None:
             self._update_merged(layer, q, rotated_q)
         keys, values = self.context[:, layer, :, :, : self.stop].transpose(2, 3)  # [B, tokens, heads, head_dim] each
-        rotate_into(keys[:, self.start :], k, self.own_table)
-        values[:, self.start :] = v
         return Attended(rotated_q, keys, values, self._bias(layer) if self.bias is not None else None)
 
     def _bias(self, layer: int) -> torch.Tensor | None:
@@ -228,20 +228,18 @@ class KVCache:
             values.append(kv[:, 1])
         return Tokens.of(frames, torch.cat(keys, dim=1), torch.cat(values, dim=1))
 
-    def _keep(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Store a layer's unrotated keys and values [B, T, heads, head_dim] of the plan's own frames."""
-        own = self.assembled.own
-        for piece, key, value in zip(own, k.chunk(len(own), dim=1), v.chunk(len(own), dim=1), strict=True):
-            kept = []
+    def _keep(self, own: Sequence[Piece]) -> None:
+        """Let the next forwards leave unrotated keys and values of these pieces where later blocks read them."""
+        self.kept = []
+        for number, piece in enumerate(own):
+            first = number * self.shape.tokens()
             if piece.role == ENCODED:
-                kept.append(self.encoded[piece.frame % len(self.encoded)])
-            elif piece.frame in self.pins:
-                kept.append(self.pinned[self.pins[piece.frame]])
-            if piece.role != ENCODED and piece.frame >= self.end - len(self.ring):
-                kept.append(self.ring[piece.frame % len(self.ring)])
-            for frame in kept:  # [B, 2, layers, tokens, heads, head_dim]
-                frame[:, 0, layer] = key
-                frame[:, 1, layer] = value
+                self.kept.append((self.encoded[piece.frame % len(self.encoded)], first))
+                continue
+            if piece.frame in self.pins:
+                self.kept.append((self.pinned[self.pins[piece.frame]], first))
+            if piece.frame >= self.end - len(self.ring):
+                self.kept.append((self.ring[piece.frame % len(self.ring)], first))
 
     def pin(self, frames: Sequence[int]) -> None:
         self.pins = {frame: place for place, frame in enumerate(frames)}
@@ -364,6 +362,7 @@ class KVCache:
         if self._at_hand(frame):
             out.copy_(self._whole(frame, slice(sample, sample + 1))[0])
         else:
+            self.store.join()  # it may have left just now
             self.bank.fetch(frame, sample, out)
 
     def _retire(self, plan: ContextPlan) -> None:

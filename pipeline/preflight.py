@@ -16,7 +16,7 @@ from pipeline.bank.bank import Shares, share_out
 from pipeline.bank.codec import build_codec
 from pipeline.config import RunConfig
 from pipeline.context import ContextPolicy
-from pipeline.footprint import GB, Free, MemoryPlan, Part, Phase, Preset, placed, transformer_work
+from pipeline.footprint import CUDA_BYTES, GB, Free, MemoryPlan, Part, Phase, Preset, placed, transformer_work
 from pipeline.frames import FrameShape
 from pipeline.group import describe_group, require_group
 from pipeline.heads import require_head_groups
@@ -71,8 +71,11 @@ class Preflight:
             retrieval = f", retrieved by {kwargs.compression_method} ({kwargs.selection})"
         tokens = block_tokens(config, self.params, self.format)
         shared = describe_group(self.params, tokens, config.batch_size, self.dtype.itemsize)
+        slow = ""
+        if self.device.type == "cpu" and self.params.dim >= WanParams.dim:
+            slow = "note: no GPU is used; a model of this size takes minutes a block on a CPU\n"
         return (
-            f"{shared}context: {self.policy.describe()}{retrieval}; in latent frames, "
+            f"{slow}{shared}context: {self.policy.describe()}{retrieval}; in latent frames, "
             f"the {self.policy.block} new ones included\n"
             f"memory ({config.memory}): {self.footprint.summary()}"
         )
@@ -249,6 +252,7 @@ class _Looked:
             placed(gpu, "VAE's weights", count(self.vae.tensors) * item * leads(), LOWER_PICTURE),
             placed(gpu, "transformer's working memory", work, LOWER_PICTURE, estimated=True),
             placed(gpu, "VAE's working memory", decoding, LOWER_PICTURE, estimated=True),
+            Part("CUDA's context and workspaces", CUDA_BYTES if gpu else 0, estimated=True),
         )
 
     def _weights(self) -> int:

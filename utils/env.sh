@@ -5,6 +5,10 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 2
 
 die() { echo "error: $*" >&2; exit 2; }
 
+has_nvidia() { # is there an NVIDIA driver? Containers may have one without nvidia-smi
+    command -v nvidia-smi >/dev/null || [ -e /dev/nvidiactl ] || [ -e /proc/driver/nvidia/version ]
+}
+
 is_python() { # is_python COMMAND OLDEST NEWEST: does it run, and is it Python 3 of these minor versions?
     "$1" -c "import sys; sys.exit(not (3, $2) <= sys.version_info[:2] <= (3, $3))" 2>/dev/null
 }
@@ -55,7 +59,7 @@ make_venv() { # make_venv PYTHON FOLDER, with PyTorch where its CPU build is eno
         "$1" -m venv "$2" >/dev/null || die "$1 cannot make a virtual environment; apt install python3-venv"
     fi
     # Without an NVIDIA driver the CPU build of PyTorch is enough, and gigabytes smaller.
-    if ! command -v nvidia-smi >/dev/null && ! "$2/bin/python" -c 'import torch' 2>/dev/null; then
+    if ! has_nvidia && ! "$2/bin/python" -c 'import torch' 2>/dev/null; then
         "$2/bin/python" -m pip install -q --disable-pip-version-check --retries 1 --timeout 20 \
             "$(grep '^torch' "$ROOT/requirements.txt")" --index-url https://download.pytorch.org/whl/cpu 2>/dev/null ||
             echo "the CPU build of PyTorch could not be fetched; taking the default build"

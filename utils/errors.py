@@ -73,6 +73,11 @@ def explain(error: BaseException) -> tuple[int, str]:
         return LOST_STATUS, LOST
     if isinstance(error, MemoryError):
         return 1, "error: the machine's memory is full; make less at once, or end what else runs"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for its name
+        return 1, (
+            "error: the GPU's memory is full; the plan printed at the start says what takes it; use "
+            "memory: low, vae: tiny, or a lower batch_size, local_attn_size, height or width"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
         return 1, f"error: no space left{where}; free some, then the same command goes on"

@@ -1,19 +1,24 @@
 """The real pipeline on a GPU that is not there, at any size: weights have shapes, and nothing else."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from diffusers import AutoencoderKLWan
 
 from benchmarks.fake_gpu.gpu import FakeGPU
 from benchmarks.fake_gpu.tally import Tally
 from pipeline.build import assemble
 from pipeline.config import load_config
+from pipeline.decode import start_decoder, to_uint8
 from pipeline.noise import SeededNoise
 from pipeline.offload import offload_transformer, quantize
 from pipeline.pipeline import Pipeline
+from utils.streams import SideStream
 from wan.checkpoint import meta_model
 from wan.params import LatentFormat, WanParams
+from wan.taehv import TAEHV
 
 LATENTMEM = {"use_latentmem": True, "compression_method": "avg_pool", "selection": "uniform"}
 
@@ -26,12 +31,14 @@ class Case:
         settings: of the run, `model_kwargs` and `bank` among them.
         layers: of the transformer; the other sizes are those of Wan2.1-T2V-1.3B at 480x832.
         blocks: generated; the last `counted` of them are counted.
+        vae: decodes beside the generation, `full` or `tiny`; None: nothing is decoded.
     """
 
     settings: Mapping
     layers: int = 1
     blocks: int = 12
     counted: int = 3
+    vae: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,6 @@ class Seen:
     blocks: int
     faults: list[str]
     peak: int
-    host_pinned: int = 0
 
 
 def watch(case: Case, gpu: FakeGPU | None = None) -> Seen:
@@ -51,12 +57,15 @@ def watch(case: Case, gpu: FakeGPU | None = None) -> Seen:
     with gpu.installed():
         pipeline = make_pipeline(case, gpu)
         generation = start(pipeline)
+        beside = DecodeThread(case.vae, gpu) if case.vae else None
         gpu.memory.peak = gpu.memory.live
         for block in range(case.blocks):
             if block == case.blocks - case.counted:
                 gpu.take()
             made = generation.step()
             assert (made.latents.device, made.latents.dtype) == (gpu.device, torch.float32)
+            if beside is not None:
+                beside.decode(made.latents)
         return Seen(gpu.take(), case.counted, gpu.faults, gpu.memory.peak)
 
 
@@ -70,12 +79,16 @@ def make_pipeline(case: Case, gpu: FakeGPU) -> Pipeline:
         offload_transformer(model, gpu.device)
     else:
         model.to(gpu.device)
+        model.fuse_projections()
     return assemble(config, model, LatentFormat(), gpu.device)
 
 
 def make_model(layers: int, device: torch.device | str, dtype: torch.dtype = torch.bfloat16):
     """A transformer whose weights are empty tensors on `device`."""
-    model = meta_model(WanParams(num_layers=layers))
+    return _emptied(meta_model(WanParams(num_layers=layers)), device, dtype)
+
+
+def _emptied(model: torch.nn.Module, device: torch.device | str, dtype: torch.dtype) -> torch.nn.Module:
     weights = {}
     for name, weight in model.state_dict().items():
         weights[name] = torch.empty(weight.shape, dtype=dtype, device=device)
@@ -89,3 +102,34 @@ def start(pipeline: Pipeline):
     batch = config.batch_size
     embeds = torch.empty(batch, params.text_len, params.text_dim, dtype=torch.bfloat16)
     return pipeline.start_from(embeds, SeededNoise(0, [(number, 0) for number in range(batch)]))
+
+
+def make_vae(kind: str, gpu: FakeGPU):
+    """A decoder of empty weights, `full` or `tiny`."""
+    with torch.device("meta"):
+        vae = TAEHV() if kind == "tiny" else AutoencoderKLWan()
+    return _emptied(vae, gpu.device, torch.bfloat16)
+
+
+class DecodeThread:
+    """Decodes in a second thread on a stream of its own, as a video's sink does, while the first one waits for it.
+
+    FakeTensorMode is not made for two threads at a time.
+    """
+
+    def __init__(self, kind: str, gpu: FakeGPU) -> None:
+        self.gpu = gpu
+        self.side = SideStream(gpu.device, "decode")
+        self.decoder = start_decoder(make_vae(kind, gpu))
+
+    def decode(self, latents: torch.Tensor) -> None:
+        """Decode a block's latents to bytes in host memory."""
+        ready = self.side.after_now()
+        host = dict(self.gpu.order.host())
+
+        def work() -> None:
+            with self.gpu.in_thread(host), ready:
+                to_uint8(self.decoder(latents))
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(work).result()

@@ -17,6 +17,7 @@ from benchmarks.fake_gpu.order import FakeEvent, FakeStream, current
 from pipeline import noise
 from pipeline.bank import tiers
 from utils import streams
+from wan import kernels
 
 
 @contextmanager
@@ -159,7 +160,20 @@ def _of_kernels(gpu) -> list[tuple]:
         gpu.kernel("elementwise", 0, [x], [out])
         return out
 
-    return [(F, "scaled_dot_product_attention", attention), (F, "rms_norm", rms_norm)]
+    def rotate_write(q, k, v, table, keys, values):
+        for x in (k, v, table, keys, values):
+            if x.device != q.device:
+                raise RuntimeError(f"rotation of {q.device} with {x.device}")
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        gpu.kernel("elementwise", 0, [q, k, v, table], [out, keys, values])
+        return out
+
+    return [
+        (F, "scaled_dot_product_attention", attention),
+        (F, "rms_norm", rms_norm),
+        (kernels, "is_fast", lambda x: x.device.type == "cuda"),
+        (kernels, "rotate_write", rotate_write),
+    ]
 
 
 class Indexing(TorchFunctionMode):

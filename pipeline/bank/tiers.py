@@ -65,7 +65,7 @@ class RamTier:
         self.slabs: dict[int, torch.Tensor] = {}  # [slots of a slab, B, record_bytes]
         self.making: list[Future[torch.Tensor]] = []
         self.marks: dict[int, torch.cuda.Event] = {}  # slot -> when the copies queued for it are done
-        if pin and shape is not None:
+        if pin and slots and shape is not None:
             makers = []
             for first in range(0, slots, self.per_slab):
                 makers.append(partial(self._make, min(self.per_slab, slots - first)))
