@@ -413,7 +413,7 @@ def test_memory_may_be_kept_to_its_scene(settings):
     for across in (True, False):
         kwargs = settings["model_kwargs"] | {"memory_across_scenes": across}
         pipeline = load(load_config(overrides=settings | {"model_kwargs": kwargs, "num_output_frames": 48}))
-        scenes = (Segment(0, "a red house"), Segment(24, "a blue tree"))
+        scenes = (Segment(0, "a red house"), Segment(24, "a blue tree", "text"))
         found = {}
         for block in pipeline.blocks(Sample("x", scenes=scenes)):
             found[block.plan.start] = set(block.plan.frames("retrieved"))
