@@ -22,6 +22,7 @@ from ae.losses import Losses, chunk_losses, weighted
 from ae.model import LatentAE
 from ae.preflight import require_room
 from ae.settings import TrainSettings
+from utils import errors
 from utils.claim import claim
 from utils.errors import UserError
 from utils.worker import end_with
@@ -85,7 +86,11 @@ class Trainer:
             self.progress = self._resume()
             self._announce()
             self._train()
-        self.accelerator.end_training()
+        if errors.to_launcher:  # the process leaves the group once all is said, as that can take for ever
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        else:
+            self.accelerator.end_training()
         if self.skipped:
             self.say(f"{len(self.skipped)} bad files were skipped (named above)")
         self.say(f"best loss {self.progress.best:.4f}; checkpoints and curves are in {self.folder}")

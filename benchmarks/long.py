@@ -6,7 +6,6 @@ both curves. Each run is a process of its own, so that its memory is its own.
 """
 
 import json
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from statistics import median
 from utils.errors import UserError, run
 from utils.figure import new_figure, save
 from utils.files import require_writable, write_json
+from utils.launch import run_module
 from utils.settings import Settings, load_settings, setting
 from utils.table import markdown
 
@@ -52,9 +52,7 @@ def main() -> None:
         return
     look(config)
     for name in RUNS:
-        child = subprocess.run([sys.executable, "-m", "benchmarks.long", *sys.argv[1:], f"only={name}"])
-        if child.returncode:  # it has said why
-            sys.exit(child.returncode if child.returncode > 0 else 1)
+        run_module("benchmarks.long", *sys.argv[1:], f"only={name}")
     results = {name: json.loads(path(config, name).read_text()) for name in RUNS}
     report(results)
     draw(results, Path(config.output) / "long.png")

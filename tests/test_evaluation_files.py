@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from evaluation.compare.pairing import find, key_of, split_name
 from evaluation.report.html import build
 from evaluation.video.reader import BadVideo, open_video, require_ffmpeg
 from evaluation.video.record import Record, parse_record, read_record
+from tests.commands import start
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -309,3 +312,33 @@ def test_frames_are_those_of_the_file(tmp_path):
     subprocess.run(words, input=colours.tobytes(), check=True)
     video, frames = open_video(tmp_path / "exact.mkv")
     assert np.array_equal(np.stack(list(frames)), colours) and video.fps == 4
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["stop", "kill"])
+def test_what_measures_videos_ends_with_the_comparison(tmp_path, number, status):
+    """The videos are pipes into which nobody writes, so measuring them would never end."""
+    for name in ("a", "b"):
+        os.mkfifo(tmp_path / name)
+    script = (
+        "from evaluation.compare.evaluate import measure_all; from evaluation.compare.pairing import Method\n"
+        "from pathlib import Path; from utils.errors import run\n"
+        f"paths = [Path({str(tmp_path)!r}) / name for name in 'ab']\n"
+        "method = Method('m', paths[0].parent, {(path.name, 0): path for path in paths})\n"
+        "def main(): measure_all([method], 2, print)\n"
+        "if __name__ == '__main__': run(main)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    one = start(sys.executable, tmp_path / "script.py", PYTHONPATH=str(ROOT))
+    decoders = []
+    while len(decoders) < 2:
+        assert one.poll() is None
+        started = psutil.Process(one.pid).children(recursive=True)
+        decoders = [process for process in started if "ffmpeg" in process.name()]
+    one.send_signal(number)
+    _, said = one.communicate()
+    assert one.returncode == status and (number == signal.SIGKILL or said.count("\n") == 1)
+    measuring = [process for process in started if process not in decoders]
+    _, alive = psutil.wait_procs(measuring, timeout=30)
+    assert measuring and not alive
+    for process in decoders:  # each waits for its pipe to be opened, and would write to nobody
+        process.kill()

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.commands import ROOT, launched, start
+from utils import launch
 
 DOOR = "from utils.errors import UserError, run\nfrom utils.stop import stop\nimport os, signal\n"
 SAY = "def say(*words): os.write(1, (' '.join(map(str, words)) + '\\n').encode())\n"  # whole lines
@@ -123,6 +124,25 @@ def test_the_first_failure_ends_the_others_and_gives_the_status(tmp_path):
     run = launched(module(tmp_path, body), processes=2, folder=tmp_path)
     _, err = run.communicate()
     assert (run.returncode, err) == (2, "error: this one\n")
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_a_process_that_cannot_be_taken_down_keeps_nobody_waiting(tmp_path, monkeypatch, capfd, status):
+    """The first one has done its work, or failed, and a thread of its is stuck; the second ends, or waits for it."""
+    ending = "raise UserError('the first one')" if status else "say('done')"
+    probe = module(
+        tmp_path,
+        f"if rank == 0:\n    threading.Thread(target=threading.Event().wait).start()\n    {ending}\n"
+        f"elif {status}:\n    signal.pause()",
+    )
+    (tmp_path / "probe.py").write_text("import threading\n" + (tmp_path / "probe.py").read_text())
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    monkeypatch.setattr(launch, "GRACE", 0.5)
+    one = launch.Launch(probe, [], launch.rank_environments("2"))
+    assert one.run() == status
+    assert [worker.poll() is None for worker in one.workers] == [False, False]
+    said = capfd.readouterr().err
+    assert said == ("error: the first one\n" if status else "")
 
 
 def test_what_several_have_to_say_is_printed_once(tmp_path):

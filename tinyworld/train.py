@@ -6,7 +6,6 @@ backbone and few-step training have learned. `python -m tinyworld.report` then j
 """
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,8 +20,10 @@ from tinyworld.training import backbone, corpus, fewstep, gallery, vae
 from tinyworld.training.export import export_backbone, export_prompts, export_vae, load_backbone
 from tinyworld.training.settings import TrainSettings
 from tinyworld.world.film import HELD_OUT, held_out
-from utils.errors import run
+from utils.claim import claim
+from utils.errors import UserError, run
 from utils.files import atomic, require_writable
+from utils.launch import run_module
 from utils.settings import load_settings
 from wan.vae import load_vae
 
@@ -34,7 +35,7 @@ def main() -> None:
 
 
 def train(settings: TrainSettings) -> None:
-    """Run every stage that is not done; the weights are in `settings.export` afterwards."""
+    """Look at all settings, then run every stage that is not done; the weights are in `settings.export` afterwards."""
     device = find_device(settings.device)
     require_later_settings(settings)
     torch.set_num_threads(settings.threads)
@@ -42,8 +43,15 @@ def train(settings: TrainSettings) -> None:
     export = require_writable(settings.export)
     for folder in ("checkpoints", "wan_models/tinyworld"):
         require_writable(export / folder)
-    policy = settings.policy()
+    with claim(work, {"what": "a training"}) as held:
+        if not held.take("training"):
+            raise UserError(f"another training is at work in {work}; wait until it ends, or set another work=")
+        make(settings, device, work, export)
 
+
+def make(settings: TrainSettings, device: torch.device, work: Path, export: Path) -> None:
+    """Run the stages."""
+    policy = settings.policy()
     gallery.paint_galleries(settings.world, work)
     scenes = gallery.load_gallery(work, "panoramas", settings.world.first)
     if settings.continues:
@@ -117,13 +125,6 @@ def require_later_settings(settings: TrainSettings) -> None:
     load_config(config, overrides, CorpusConfig)
     config, *overrides = encoder_arguments(settings, work)
     load_train_settings(config, overrides)
-
-
-def run_module(*arguments: str) -> None:
-    """Run `python -m arguments`; where it fails, it has said why."""
-    ended = subprocess.run([sys.executable, "-m", *arguments], check=False)
-    if ended.returncode:
-        sys.exit(ended.returncode)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Measure every video of every method, and compare the methods."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from evaluation.compare.pairing import Key, Method, Problem, unpaired
@@ -12,6 +13,7 @@ from evaluation.compare.statistics import Difference, Estimate, average_ranks, b
 from evaluation.video.measure import METRICS, Measurement, Metric, measure
 from evaluation.video.reader import BadVideo
 from utils.errors import UserError
+from utils.worker import end_with
 
 STANDS_STILL = 0.5  # part of another method's motion below which a method's drift is not taken for an achievement
 LENGTHS = 0.05  # videos whose lengths differ by more than this share are not compared
@@ -120,7 +122,9 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measureme
         for job in jobs:
             yield job, measure_one(job)
         return
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+    count = min(workers, len(jobs))
+    own = {"mp_context": get_context("spawn"), "initializer": end_with, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(count, **own) as pool:
         futures = {pool.submit(measure_one, job): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -130,6 +134,10 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measureme
                 f"one of {workers} processes that measure videos was killed, most likely for want of memory; "
                 "give fewer --workers"
             ) from error
+        except BaseException:  # a stop: the pool would wait for the videos that are being measured
+            for process in active_children():
+                process.kill()
+            raise
 
 
 def measure_one(job: Job) -> Measurement | str:
