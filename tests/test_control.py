@@ -17,6 +17,7 @@ from pipeline.backbones import METHODS
 from pipeline.build import load
 from pipeline.config import load_config
 from pipeline.latents import LatentFile, open_latents
+from pipeline.noise import SeededNoise
 from pipeline.pipeline import Pipeline
 from pipeline.plain import PlainCache
 from pipeline.prompts import Prompt
@@ -405,3 +406,31 @@ def test_a_first_block_of_one_frame(settings, latentmem, config, pictures, tmp_p
         call(config, f"start={pictures['PICTURE']}", f"output_folder={tmp_path}", *one_and_blocks)
         assert "the first 1 latent frames are PICTURE.png" in capsys.readouterr().out
         assert record_in(tmp_path)["given"][0]["frames"] == [0, 1]
+
+
+def test_memory_may_be_kept_to_its_scene(settings):
+    retrieved = {}
+    for across in (True, False):
+        kwargs = settings["model_kwargs"] | {"memory_across_scenes": across}
+        pipeline = load(load_config(overrides=settings | {"model_kwargs": kwargs, "num_output_frames": 48}))
+        scenes = (Segment(0, "a red house"), Segment(24, "a blue tree", "text"))
+        found = {}
+        for block in pipeline.blocks(Sample("x", scenes=scenes)):
+            found[block.plan.start] = set(block.plan.frames("retrieved"))
+        retrieved[across] = found
+    assert all(retrieved[True][start] == retrieved[False][start] for start in range(0, 24, 3))
+    assert any(frame < 24 for start in range(24, 48, 3) for frame in retrieved[True][start])
+    late = set().union(*(retrieved[False][start] for start in range(24, 48, 3)))
+    assert late and min(late) >= 24
+
+
+def test_a_fork_may_have_noise_of_its_own(settings):
+    pipeline = load(load_config(overrides=settings))
+    generation = pipeline.start(Sample("a red house"))
+    for _ in range(6):
+        generation.step()
+    other = generation.fork(SeededNoise(7, [(0, 0)]))
+    same = generation.fork(SeededNoise(0, [(0, 0)]))
+    expected = generation.step().latents
+    assert torch.equal(same.step().latents, expected)
+    assert not torch.isclose(other.step().latents, expected).any()

@@ -6,6 +6,7 @@ Other videos begin with true frames of the world. What the judge found is kept, 
 where it was; tables follow when all is there.
 """
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -186,24 +187,31 @@ def futures_of(
 def changed(meaning: Meaning, change: str) -> Meaning:
     """B's caption: the next ground, time and animal of the world's, or as many objects of other looks; or all."""
 
-    def following(known: Sequence[str], value: str) -> str:
-        return known[(known.index(value) + 1) % len(known)]
-
     found = {}
     if change in ("ground", "scene"):
-        found["ground"] = following(GROUNDS, meaning.ground)
+        found["ground"] = _following(GROUNDS, meaning.ground)
     if change in ("time", "scene"):
-        found["time"] = following(TIMES, meaning.time)
+        found["time"] = _following(TIMES, meaning.time)
     if change in ("animal", "scene"):
-        found["subject"] = following(SUBJECTS, meaning.subject)
+        found["subject"] = _following(SUBJECTS, meaning.subject)
     if change in ("objects", "scene"):
-        turned = [(following(COLOURS, colour), following(KINDS, kind)) for colour, kind in meaning.objects]
-        kinds = len(KINDS)
-        while set(turned) & set(meaning.objects) and kinds:
-            turned = [(colour, following(KINDS, kind)) for colour, kind in turned]
-            kinds -= 1
-        found["objects"] = tuple(turned)
+        found["objects"] = _other_looks(meaning.objects)
     return replace(meaning, **found)
+
+
+def _other_looks(objects: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """As many objects in other colours and shapes, none of which is among these."""
+    turned = [(_following(COLOURS, colour), _following(KINDS, kind)) for colour, kind in objects]
+    for _ in KINDS:
+        if not set(turned) & set(objects):
+            return tuple(turned)
+        turned = [(colour, _following(KINDS, kind)) for colour, kind in turned]
+    free = [look for look in itertools.product(COLOURS, KINDS) if look not in objects]
+    return tuple(free[:: len(free) // len(objects)][: len(objects)])
+
+
+def _following(known: Sequence[str], value: str) -> str:
+    return known[(known.index(value) + 1) % len(known)]
 
 
 @torch.no_grad()
