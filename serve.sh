@@ -10,7 +10,7 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/utils/env.sh"
 
 python=$(find_python) || exit 2
-run=$(PYTHONPATH=$ROOT "$python" -m pipeline.backbones run "$@") || exit 2
+run=$(PYTHONPATH=$ROOT "$python" -m pipeline.backbones run "$@" 2> >(sed 's/inference\.sh/serve.sh/' >&2)) || exit 2
 echo "$1 $2: ${run//$'\n'/ } ${*:3}"
 use_environment
 NGPU=1 launch serve.server "$@"

@@ -81,11 +81,12 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        conv = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
-        nn.init.zeros_(conv[1].weight)
-        nn.init.zeros_(conv[1].bias)
-        norm = [group_norm(channels) for _ in range(2)]
-        self.block = nn.Sequential(norm[0], nn.SiLU(), conv[0], norm[1], nn.SiLU(), conv[1])
+        first = nn.Conv2d(channels, channels, 3, padding=1)
+        last = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        layers = [group_norm(channels), nn.SiLU(), first, group_norm(channels), nn.SiLU(), last]
+        self.block = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.block(x)
@@ -93,7 +94,10 @@ class ResidualBlock(nn.Module):
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with the most groups, among 32, 16, 8, 4 and 1, that divide the channels."""
-    return nn.GroupNorm(next(g for g in (32, 16, 8, 4, 1) if channels % g == 0), channels)
+    for groups in (32, 16, 8, 4):
+        if channels % groups == 0:
+            return nn.GroupNorm(groups, channels)
+    return nn.GroupNorm(1, channels)
 
 
 # Checkpoints
@@ -133,11 +137,15 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     if Path(path).suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        try:
-            extras = {key: json.loads(metadata[key]) for key in ("config", "files") if key in metadata}
-        except ValueError as error:
-            raise UserError(f"metadata of {path} is not JSON ({error}); it is no encoder checkpoint") from error
-        return {"model": content, **extras}
+        found = {"model": content}
+        for key in ("config", "files"):
+            if key not in metadata:
+                continue
+            try:
+                found[key] = json.loads(metadata[key])
+            except ValueError as error:
+                raise UserError(f"metadata of {path} is not JSON ({error}); it is no encoder checkpoint") from error
+        return found
     weights = content.get("model")
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         found = ", ".join(map(str, list(content)[:3]))
@@ -148,30 +156,38 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
 def _params(
     weights: Mapping[str, Tensor], config: Any, latent_shape: Sequence[int] | None, path: str | Path
 ) -> LatentAEParams:
-    """Sizes from the checkpoint's config (most of its keys are about training), else from the weights' shapes."""
-    names = [field.name for field in dataclasses.fields(LatentAEParams)]
+    """Sizes from the checkpoint's config, else from the weights' shapes."""
     if config:
-        try:
-            values = {name: config[name] for name in names}
-            widths = tuple(int(width) for width in values.pop("hidden_dims"))
-            sizes = {name: int(value) for name, value in values.items()}
-            return LatentAEParams(hidden_dims=widths, **sizes)
-        except (KeyError, TypeError, ValueError, UserError) as error:
-            raise UserError(f"config in {path} lacks a usable value among {', '.join(names)}: {error}") from error
+        return _params_from_config(config, path)
     if not {"encoder.fc.weight", "encoder.conv_stack.0.weight"} <= weights.keys():
         raise UserError(f"{path} is no encoder checkpoint: it has neither a config nor an encoder's weights")
     if latent_shape is None:
         raise UserError(f"{path} has no config, so the latents' height and width must be given")
-    convs = []  # one level is a convolution, a norm, an activation and a residual block
-    while (conv := weights.get(f"encoder.conv_stack.{4 * len(convs)}.weight")) is not None:
-        convs.append(conv.shape)
+    widths = []  # one level is a convolution, a norm, an activation and a residual block
+    while (conv := weights.get(f"encoder.conv_stack.{4 * len(widths)}.weight")) is not None:
+        widths.append(conv.shape[0])
     return LatentAEParams(
-        in_channels=convs[0][1],
+        in_channels=weights["encoder.conv_stack.0.weight"].shape[1],
         spatial_h=latent_shape[-2],
         spatial_w=latent_shape[-1],
         latent_dim=weights["encoder.fc.weight"].shape[0],
-        hidden_dims=tuple(shape[0] for shape in convs),
+        hidden_dims=tuple(widths),
     )
+
+
+def _params_from_config(config: Any, path: str | Path) -> LatentAEParams:
+    """Sizes from a checkpoint's config, most of whose keys are about training."""
+    names = [field.name for field in dataclasses.fields(LatentAEParams)]
+    sizes = {}
+    try:
+        for name in names:
+            if name == "hidden_dims":
+                sizes[name] = tuple(map(int, config[name]))
+            else:
+                sizes[name] = int(config[name])
+        return LatentAEParams(**sizes)
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise UserError(f"config in {path} lacks a usable value among {', '.join(names)}: {error}") from error
 
 
 def _check_latents(params: LatentAEParams, latent_shape: Sequence[int], path: str | Path) -> None:

@@ -10,8 +10,11 @@ import sys
 from collections.abc import Iterable
 from dataclasses import fields
 
+import yaml
+
 from ae.settings import RETIRED, TrainSettings, load_train_settings
 from utils.errors import UserError, run
+from utils.paths import read_path
 from utils.settings import print_help, retired_keys
 
 EXAMPLE = "python -m ae.train ae/configs/ae_delta.yaml data_dir=FOLDER"
@@ -24,6 +27,11 @@ def main() -> None:
         print_help(TrainSettings)
         return
     config, overrides = parse(arguments)
+    if trains_usefulness(config):
+        from ae.usefulness_train import train  # late, as below
+
+        train(config, overrides)
+        return
     settings = load_train_settings(config, overrides)
 
     from ae.trainer import Trainer  # late: torch takes seconds to import, --help and a wrong key should not
@@ -32,6 +40,14 @@ def main() -> None:
     for key in retired_keys(config, RETIRED):
         trainer.say(f"note: {config} sets {key}, which changes nothing here")
     trainer.run()
+
+
+def trains_usefulness(config: str) -> bool:
+    """Whether a config is one of `ae.usefulness_train`; a file that cannot be read is refused later, by its reader."""
+    try:
+        return "objective" in yaml.safe_load(read_path(config).read_text())
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return False
 
 
 def parse(arguments: Iterable[str]) -> tuple[str, list[str]]:

@@ -49,10 +49,12 @@ METHODS = {  # docs/methods.md says where each comes from
     "tethercache": _method(
         "native", local_attn_size=21, sink_size=3, window_positions="true", merge="tether", merged_size=14
     ),
+    "nearest_tokens": _method("native", window_positions="true", merge="nearest", merged_size=6),
     "deep_forcing": _method("native", policy="deep_forcing", local_attn_size=21, sink_size=10),
     "id_forcing": _method("native", local_attn_size=12, sink_size=3, window_positions="true", commit_rule="own"),
     "id_forcing_reencoded": _method("native", policy="reencoded", local_attn_size=12, sink_size=3, plain_frames=21),
     "deep_sink": _method("native", local_attn_size=21, sink_size=14),
+    "recency_forcing": _method("native", bias="recency"),
     "latentmem_commit": _method("latentmem", commit_rule="without_memory"),
     "latentmem_window": _method("latentmem", retrieved_positions="window"),
     "compressed_past": _method("native", policy="compressed_past"),

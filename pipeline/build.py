@@ -95,7 +95,8 @@ def build_model(config: RunConfig, device: torch.device, dtype: torch.dtype) -> 
     quantize(model, config.weights)
     if not offload:
         model.to(device)
-        model.fuse_projections()
+        if config.weights == "same":  # in fewer bits, each linear has a way of its own to compute
+            model.fuse_projections()
     if config.compile:
         model.compile_repeated_blocks(dynamic=True)
     if offload:

@@ -15,6 +15,7 @@ from pipeline.context import ContextPolicy
 from pipeline.descriptors import DESCRIPTORS, Descriptor
 from pipeline.downloads import require_downloaded
 from pipeline.footprint import PRESETS, Preset
+from pipeline.merging import MergingPolicy
 from pipeline.offload import QUANTIZATION
 from pipeline.parent import inherited, read_parent
 from pipeline.policies import POLICIES
@@ -238,6 +239,10 @@ class RunConfig(
     def policy(self) -> ContextPolicy:
         """What a block attends to; refuses impossible sizes."""
         name = self.model_kwargs.policy or ("latentmem" if self.model_kwargs.use_latentmem else "native")
+        merge = self.model_kwargs.merge
+        if merge != "none" and not issubclass(POLICIES[name], MergingPolicy):
+            fit = [other for other, policy in POLICIES.items() if issubclass(policy, MergingPolicy)]
+            raise UserError(f"merge {merge} is not for policy {name}; use policy {' or '.join(fit)}, or merge=none")
         first = 1 if self.independent_first_frame else None
         policy = _picked(POLICIES[name], self.model_kwargs, block=self.num_frame_per_block, first=first)
         if self.independent_first_frame and (policy.merged_frames or policy.encoded_frames):

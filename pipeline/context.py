@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from pipeline.bank.settings import BankSettings
 from utils.errors import UserError
 from utils.settings import Settings, setting
 
@@ -82,6 +83,7 @@ class ContextPolicy(Settings):
 
     retrieves: ClassVar[bool] = False  # a run with it has a retrieval index and keeps the frames that leave
     memory_size: ClassVar[int] = 0  # retrieved frames of a plan, at most
+    memory_across_scenes: ClassVar[bool] = True  # frames from before the prompt last changed may be retrieved
     looks_at_noise: ClassVar[bool] = False  # what a block sees depends on its first denoising forward
     merged_frames: ClassVar[int] = 0  # merged frames of a plan, at most
 
@@ -94,6 +96,16 @@ class ContextPolicy(Settings):
         choices=("same", "own", "newest", "without_memory"),
     )
     commit_frames: int = setting(12, "newest: how many frames, the block's own included", at_least=1)
+    head_groups: str | None = setting(
+        None, "JSON file: groups of attention heads and the part of the context that each sees", reads=True
+    )
+    bias: str = setting(
+        "none", "what is added to the logits of earlier frames in denoising", choices=("none", "recency")
+    )
+    bias_strength: float = setting(4.0, "bias recency: how much is taken off at distance 1", at_least=0, at_most=1000)
+    bias_power: float = setting(
+        0.1, "bias recency: power of the distance at the first step; it doubles with each", at_least=0, at_most=10
+    )
     block: int = 3  # latent frames generated together; a run's `num_frame_per_block`
     first: int | None = None  # latent frames of the video's first block, where it is another
 
@@ -141,6 +153,16 @@ class ContextPolicy(Settings):
     def fetched(self) -> tuple[int, ...]:
         """`pool` of the pieces of a plan that may be neither pinned nor recent."""
         return (1,) * self.memory_size
+
+    def bank(self, settings: BankSettings) -> BankSettings:
+        """The settings of its bank, given those that the user chose.
+
+        Raises:
+            UserError: they do not go with this policy.
+        """
+        if settings.eviction == "redundancy" and not self.retrieves:
+            raise UserError("bank.eviction redundancy compares frames as a retrieval does; use fifo or reservoir")
+        return settings
 
     def size(self, start: int) -> int:
         """Latent frames of the block at `start`."""

@@ -6,7 +6,7 @@ A descriptor's fields are its settings. To add one, write a class and name it in
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from utils.errors import UserError
 from utils.settings import Settings, setting
@@ -15,6 +15,25 @@ if TYPE_CHECKING:
     import torch
 
 Describe = Callable[["torch.Tensor"], "torch.Tensor"]  # [B, F, C, H, W] clean latents -> [B, F, D] float32
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """What describes frames and asks otherwise than with the last frame's description; it may ask for nothing.
+
+    Attributes:
+        past: how many of the latest frames the query reads.
+        nothing: [D] what must be less similar to the query than a frame that is worth retrieving.
+    """
+
+    past: int
+    nothing: "torch.Tensor"
+
+    def __call__(self, latents: "torch.Tensor") -> "torch.Tensor":
+        """See `Describe`."""
+
+    def query(self, recent: "torch.Tensor") -> "torch.Tensor":
+        """[B, up to `past`, C, H, W] latest latents, the last one last, to [B, D] of length 1."""
 
 
 class Descriptor(Protocol):
@@ -58,4 +77,38 @@ class AutoEncoder(Settings):
         return lambda latents: encoder.encode(latents.float())
 
 
-DESCRIPTORS: dict[str, type] = {"avg_pool": AvgPool, "ae": AutoEncoder}
+@dataclass(frozen=True, kw_only=True)
+class Useful(Settings):
+    """Descriptor useful: keys and queries of the usefulness encoder, which may also ask for nothing"""
+
+    useful_ckpt: str | None = setting(None, "useful: weights of the usefulness encoder", place=True, reads=True)
+
+    def files(self) -> dict[str, Path]:
+        if not self.useful_ckpt:
+            raise UserError(
+                "compression_method is 'useful' but model_kwargs.useful_ckpt names no file; or use 'avg_pool'"
+            )
+        return {"useful_ckpt": Path(self.useful_ckpt)}
+
+    def load(self, shape: tuple[int, int, int], device: "torch.device | str") -> Describe:
+        return _LoadedUseful(self.useful_ckpt, shape, device)
+
+
+class _LoadedUseful:
+    """Implements `Asking`."""
+
+    def __init__(self, path: str, shape: tuple[int, int, int], device: "torch.device | str") -> None:
+        from ae.usefulness import load_usefulness  # late: settings are read before torch is
+
+        self.encoder = load_usefulness(path, device, shape)
+        self.past = self.encoder.params.past
+        self.nothing = self.encoder.nothing
+
+    def __call__(self, latents: "torch.Tensor") -> "torch.Tensor":
+        return self.encoder.keys(latents.float())
+
+    def query(self, recent: "torch.Tensor") -> "torch.Tensor":
+        return self.encoder.query(recent.float())
+
+
+DESCRIPTORS: dict[str, type] = {"avg_pool": AvgPool, "ae": AutoEncoder, "useful": Useful}

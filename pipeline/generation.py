@@ -7,7 +7,7 @@ block's latents and its context alone.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -181,17 +181,29 @@ class Generation:
         self.text = self.model.encode_text(prompt_embeds.to(self.device))
         if self.kept is not None:
             self.kept.prompts.append((self.start, prompt_embeds.cpu(), how))
+        self.scene = replace(self.scene, first=self.start)
+        if not self.policy.memory_across_scenes:
+            self.selection = None
         SWITCHES[how](self)
 
-    def fork(self) -> "Generation":
+    def fork(self, noise: NoiseSource | None = None) -> "Generation":
         """Another generation with the same past, as if it had been made twice; the two go on apart.
 
         Keys, values and descriptors are copied, the models are shared.
+
+        Args:
+            noise: where the other's noise comes from, in place of this one's.
         """
         shared = [self.model, self.policy, self.sampler, self.noise, self.embed]
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # copies are on their way between host and device
-        return copy.deepcopy(self, {id(part): part for part in shared})
+        twin = copy.deepcopy(self, {id(part): part for part in shared})
+        if noise is not None:
+            twin.noise = noise
+            twin.__post_init__()
+            if twin.selection is not None:
+                twin.selection = twin._select()  # which may be by chance
+        return twin
 
     def save(self, path: str | Path) -> None:
         """Write what brings this generation back: its latents, its prompts and its seed; see `Pipeline.restore`.
@@ -245,7 +257,10 @@ class Generation:
     def _select(self) -> Selection | None:
         if self.frames is not None and self.start >= self.frames:
             return None
-        candidates = self.cache.available(self.policy.candidates(self.start))
+        reach = self.policy.candidates(self.start)
+        if not self.policy.memory_across_scenes:
+            reach = range(min(max(reach.start, self.scene.first), reach.stop), reach.stop)
+        candidates = self.cache.available(reach)
         if not candidates:
             return None
         rngs = self.noise.rngs(self.policy.number(self.start))

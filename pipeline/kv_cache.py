@@ -13,10 +13,11 @@ import torch
 from einops import rearrange
 
 from pipeline.bank.bank import Bank, TransferStats
+from pipeline.bias import find_bias
 from pipeline.context import ENCODED, MERGED, OWN_INDEX, RETRIEVED, ContextPlan, ContextPolicy, Piece
 from pipeline.frames import FrameShape, Staged, pooled
 from pipeline.merged import MergedMemory, Tokens
-from pipeline.merges import find_rule
+from pipeline.merges import find_rule, merged_bytes
 from utils.streams import SideStream
 from wan.model import Attended
 from wan.rope import Table, rope_table, rotate, rotate_into
@@ -87,6 +88,8 @@ class KVCache:
         self.staged = Staged(shape, policy.fetched if bank is not None else (), device, dtype)
         rule = find_rule(policy, shape)
         self.merged = MergedMemory(rule, shape.layers) if rule is not None else None
+        self.bias = find_bias(policy, shape)
+        self.step = -1  # of denoising, in the present block
         self.merged_at: dict[int, Piece] = {}  # offset in tokens -> the merged piece there
         self.unwritten: set[int] = set()  # layers whose merged pieces are not in the context yet
         room = sum(shape.tokens(pool) for pool in policy.largest)
@@ -110,8 +113,8 @@ class KVCache:
     @staticmethod
     def nbytes_of(shape: FrameShape, policy: ContextPolicy, dtype: torch.dtype) -> int:
         """Bytes of the buffers that a cache makes at once."""
-        merged = 3 * policy.merged_frames  # of the block before, and of this one before and after its commit
-        size = shape.nbytes(dtype) * (ring_frames(policy) + policy.pinned + policy.encoded_frames + merged)
+        size = shape.nbytes(dtype) * (ring_frames(policy) + policy.pinned + policy.encoded_frames)
+        size += merged_bytes(policy, shape, dtype)
         return size + sum(shape.nbytes(dtype, pool) for pool in (*policy.fetched, *policy.largest))
 
     @property
@@ -149,6 +152,7 @@ class KVCache:
         in its place at its position already is not written again.
         """
         self.committing = False
+        self.step = -1
         self._prefetch_of(plan)
         self.side.join()
         is_new = plan.start >= self.end
@@ -163,7 +167,7 @@ class KVCache:
         if plan != self.assembled:
             self._assemble(plan)
         self.committing = True
-        if self.merged is not None:
+        if self.merged is not None and plan.start == self.end - len(plan.own):  # not where older frames are made again
             self.merged.commit()
         for piece in plan.own:
             self.versions[piece.frame] = self.versions.get(piece.frame, 0) + 1
@@ -183,7 +187,13 @@ class KVCache:
         keys, values = self.context[:, layer, :, :, : self.stop].transpose(2, 3)  # [B, tokens, heads, head_dim] each
         rotate_into(keys[:, self.start :], k, self.own_table)
         values[:, self.start :] = v
-        return Attended(rotated_q, keys, values)
+        return Attended(rotated_q, keys, values, self._bias(layer) if self.bias is not None else None)
+
+    def _bias(self, layer: int) -> torch.Tensor | None:
+        """What is added to the logits of this forward."""
+        if layer == 0 and not self.committing:
+            self.step += 1
+        return self.bias.at(layer, None if self.committing else self.step, self.context.device)
 
     def _update_merged(self, layer: int, q: torch.Tensor, rotated_q: torch.Tensor) -> None:
         """Make a layer's merged pieces where that is due, and write them into the context where they are others."""
@@ -201,6 +211,7 @@ class KVCache:
                 keys = rotate(keys, self._table(piece.position, 1))
             context_keys[:, offset : offset + size] = keys
             context_values[:, offset : offset + size] = part.values
+            self.placed_bytes += 2 * context_keys[:, offset : offset + size].nbytes
 
     def _tokens(self, layer: int, frames: Sequence[int]) -> Tokens:
         """A layer's tokens of frames at hand; those of the pinned frames where none are named."""
@@ -252,6 +263,8 @@ class KVCache:
             offset += self.shape.tokens(first.pool)
         self.assembled, self.start = plan, offset
         self._open_own(plan.own)
+        if self.bias is not None:
+            self.bias.begin([[*row, *plan.own] for row in rows])
 
     def _open_merged(self, offset: int, piece: Piece) -> None:
         """Keep an offset free for a merged piece; each layer writes it in its next forward."""

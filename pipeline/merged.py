@@ -81,12 +81,14 @@ class MergeRule:
     Attributes:
         at_own_index: it keeps tokens as they come, their keys rotated to the index of their frame.
         asks_before: it needs the queries of the block before.
+        in_float32: it keeps what it makes in float32, whatever the type of the frames.
         by_head: it makes the same of a head's keys and values whatever the other heads hold.
     """
 
     at_own_index = False
     asks_before = False
     by_head = False
+    in_float32 = False
 
     def before_block(self, memory: Tokens | None, leaving: Tokens, seen: Seen) -> Tokens:
         """The merged tokens that the block is denoised with, given those of the block before."""

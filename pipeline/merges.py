@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from einops import rearrange, repeat
+from torch.nn import functional as F
 
 from pipeline.context import ContextPolicy
 from pipeline.frames import FrameShape
@@ -22,6 +23,7 @@ class RunningMeans(MergeRule):
     """
 
     by_head = True
+    in_float32 = True
 
     def __init__(self, policy: ContextPolicy, shape: FrameShape) -> None:
         self.rates = (policy.merge_long, policy.merge_short)
@@ -148,12 +150,48 @@ class Participation(MergeRule):
         return replace(chosen, uses=chosen.uses + 1)
 
 
+class Nearest(MergeRule):
+    """Tokens that leave go into the merged token that is most like them (after FAST-AR's TempCache).
+
+    Nearly the same keys come again and again from frame to frame. A merged token is the mean of all that went into
+    it; which one is nearest, the cosine of the keys says, heads together.
+    """
+
+    in_float32 = True
+
+    def __init__(self, policy: ContextPolicy, shape: FrameShape) -> None:
+        self.size = policy.merged_size * shape.tokens()
+
+    def before_block(self, memory: Tokens | None, leaving: Tokens, seen: Seen) -> Tokens:
+        leaving = replace(leaving, keys=leaving.keys.float(), values=leaving.values.float(), uses=leaving.uses + 1)
+        if memory is None:
+            memory, leaving = leaving.part(0, self.size), leaving.part(self.size, len(leaving))
+        ours, theirs = (F.normalize(tokens.keys.flatten(2), dim=-1) for tokens in (memory, leaving))
+        nearest = torch.einsum("b m d, b t d -> b t m", ours, theirs).argmax(dim=2)
+        uses = memory.uses.scatter_add(1, nearest, leaving.uses)
+        means = []
+        for old, new in ((memory.keys, leaving.keys), (memory.values, leaving.values)):
+            total = old * memory.uses[:, :, None, None]
+            total = total.scatter_add(1, nearest[:, :, None, None].expand_as(new), new)
+            means.append(total / uses[:, :, None, None])
+        return Tokens(*means, memory.frames, uses)
+
+
 MERGES: dict[str, Callable[[ContextPolicy, FrameShape], MergeRule]] = {
     "ema": RunningMeans,
     "ema_adaptive": AdaptiveMeans,
     "tether": Tether,
+    "nearest": Nearest,
     "participation": Participation,
 }
+
+
+def merged_bytes(policy: ContextPolicy, shape: FrameShape, dtype: torch.dtype) -> int:
+    """Bytes of the merged frames of all layers: those that a block began with, and those that it has made."""
+    if not policy.merged_frames:
+        return 0
+    kept = torch.float32 if MERGES[policy.merge].in_float32 else dtype
+    return 2 * policy.merged_frames * shape.nbytes(kept)
 
 
 def find_rule(policy: ContextPolicy, shape: FrameShape) -> MergeRule | None:

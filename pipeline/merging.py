@@ -8,6 +8,8 @@ from pipeline.context import LOCAL, MERGED, OWN_INDEX, ContextPlan, ContextPolic
 from utils.errors import UserError
 from utils.settings import setting
 
+WHOLE = ("tether", "nearest")  # rules that begin with whole frames, the first ones behind the sink
+
 
 @dataclass(frozen=True, kw_only=True)
 class MergingPolicy(ContextPolicy):
@@ -19,10 +21,11 @@ class MergingPolicy(ContextPolicy):
     merge: str = setting(
         "none",
         "what frames that leave the local part become: nothing; a slow and a fast running mean of them; the same with "
-        "a rate for each token; or the best of them, kept whole and moved towards the rest",
-        choices=("none", "ema", "ema_adaptive", "tether"),
+        "a rate for each token; the best of them, kept whole and moved towards the rest; or tokens that each take in "
+        "those most like them",
+        choices=("none", "ema", "ema_adaptive", "tether", "nearest"),
     )
-    merged_size: int = setting(14, "merge tether: frames kept (M)", at_least=1)
+    merged_size: int = setting(14, "merge tether and nearest: merged frames (M)", at_least=1)
     merge_long: float = setting(0.01, "merge ema: share of the newest frames in the slow mean", above=0, at_most=1)
     merge_short: float = setting(0.1, "merge ema: share of the newest frames in the fast mean", above=0, at_most=1)
     tether_diversity: float = setting(
@@ -46,7 +49,7 @@ class MergingPolicy(ContextPolicy):
         """How many merged frames a context has."""
         if self.merge == "none":
             return 0
-        return self.merged_size if self.merge == "tether" else 2
+        return self.merged_size if self.merge in WHOLE else 2
 
     @property
     def recent(self) -> int:
@@ -74,7 +77,7 @@ class MergingPolicy(ContextPolicy):
             return ()
         stop = start + self.block - self.beside_merged(start)
         first = stop - self.block
-        if self.merge == "tether" and not self.is_merging(start - self.block):
+        if self.merge in WHOLE and not self.is_merging(start - self.block):
             first = self.sink_size
         return tuple(range(max(first, self.sink_size), stop))
 
@@ -107,6 +110,11 @@ class DeepForcing(ContextPolicy):
         if not self.block <= self.deep_recent <= 2 * self.block:
             raise UserError(
                 f"deep_recent {self.deep_recent} must hold the block of {self.block} frames and at most the one before"
+            )
+        if self.bias != "none":
+            raise UserError(
+                f"bias {self.bias} needs the place in time of every piece, and policy deep_forcing mixes tokens of "
+                "many frames; set bias=none"
             )
         least = self.sink_size + self.deep_recent + 1
         if not least <= self.deep_budget <= self.local_attn_size:

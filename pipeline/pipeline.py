@@ -137,7 +137,8 @@ class Pipeline:
         bank = None
         if self.policy.fetched:
             leaving = leaving_frames(self.policy, config.num_output_frames)
-            bank = build_bank(config.bank, index, shape.dims, leaving, dtype, self.device, self.bank_bytes)
+            settings = self.policy.bank(config.bank)
+            bank = build_bank(settings, index, shape.dims, leaving, dtype, self.device, self.bank_bytes)
         return KVCache(shape, self.policy, bank, self.device, dtype)
 
     def frame_shape(self, batch: int) -> FrameShape:

@@ -4,9 +4,10 @@ To try another one, subclass `ContextPolicy`, say what differs, and name the cla
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from pipeline.bank.settings import BankSettings
 from pipeline.context import (
     COMPRESSED,
     ENCODED,
@@ -73,6 +74,9 @@ class RetrievedMemory(MergingPolicy):
         "zero",
         "latentmem: temporal indices of retrieved frames: 0, or their places in the window, after the sink",
         choices=("zero", "window"),
+    )
+    memory_across_scenes: bool = setting(
+        True, "latentmem: frames from before the prompt last changed may be retrieved; false keeps memory to its scene"
     )
 
     def __post_init__(self) -> None:
@@ -257,6 +261,16 @@ class CompressedPast(ContextPolicy):
     @property
     def largest(self) -> tuple[int, ...]:
         return (1,) * (self.sink_size + self.local_size) + self.fetched
+
+    def bank(self, settings: BankSettings) -> BankSettings:
+        """The latest frames outside the window are kept, no others."""
+        needed = len(self.fetched)
+        if settings.capacity is not None and settings.capacity < needed:
+            raise UserError(
+                f"bank.capacity {settings.capacity} is less than the {needed} frames outside the window that every "
+                f"block attends to; use at least {needed}"
+            )
+        return replace(settings, capacity=needed or None, eviction="fifo")
 
     def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
         shift = window_shift(self, start)

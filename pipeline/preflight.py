@@ -19,6 +19,7 @@ from pipeline.context import ContextPolicy
 from pipeline.footprint import GB, Free, MemoryPlan, Part, Phase, Preset, placed, transformer_work
 from pipeline.frames import FrameShape
 from pipeline.group import describe_group, require_group
+from pipeline.heads import require_head_groups
 from pipeline.kv_cache import KVCache, ring_frames
 from pipeline.offload import require_quantization
 from pipeline.sampler import FlowSchedule
@@ -101,6 +102,7 @@ def preflight(config: RunConfig) -> Preflight:
     _require_one_family(config, params, files, text_config.d_model, vae, decoder)
     _require_size(config, params, vae.format)
     require_group(config.policy(), params, block_tokens(config, params, vae.format), config.generator_ckpt)
+    _require_whole_heads(config, params)
     if descriptor := config.descriptor():
         descriptor.load(vae.format.shape(config.height, config.width), "cpu")
     looked = _Looked(config, device, text_device, dtype, params, generator, text, vae)
@@ -139,6 +141,8 @@ def weight_files(config: RunConfig) -> dict[str, Path]:
         role = "lora_ckpt" if (number, weight) == (0, 1.0) else f"lora_ckpt {number} at {weight:g}"
         files[role] = path
     files |= config.descriptor_files()
+    if config.model_kwargs.head_groups:
+        files["head_groups"] = Path(config.model_kwargs.head_groups)
     for role, path in files.items():
         if not path.is_dir():
             require_file(path, f"{role} file", decoder.remedy() if role == decoder.role else DOWNLOAD)
@@ -273,7 +277,7 @@ class _Looked:
         leaving = max(config.num_output_frames - ring_frames(policy) - policy.pinned, 0) if policy.fetched else 0
         codec = build_codec(config.bank.storage, self.dtype)
         frame_bytes = config.batch_size * codec.record_bytes(shape.dims[1:])
-        return share_out(config.bank, frame_bytes, leaving, budget)
+        return share_out(policy.bank(config.bank), frame_bytes, leaving, budget)
 
     def _frame_shape(self) -> FrameShape:
         config = self.config
@@ -298,6 +302,23 @@ def _require_one_family(
                 f"{role} {files[role]} makes {what.format(makes)} where generator_ckpt {config.generator_ckpt} takes "
                 f"{takes}; they belong to different models: set the model_name that the checkpoint belongs to"
             )
+
+
+def _require_whole_heads(config: RunConfig, params: WanParams) -> None:
+    """Refuse what the attention of this run cannot do."""
+    kwargs = config.model_kwargs
+    if kwargs.head_groups:
+        require_head_groups(kwargs.head_groups, params.num_layers, params.num_heads, config.generator_ckpt)
+    biased = "head_groups" if kwargs.head_groups else f"bias {kwargs.bias}" if kwargs.bias != "none" else ""
+    if biased and config.attention_backend != "native":
+        raise UserError(
+            f"{biased} adds to attention's logits, which attention_backend {config.attention_backend} does not take; "
+            "set attention_backend=native"
+        )
+    if kwargs.head_groups and per_video() > 1:
+        raise UserError(
+            f"head_groups tells the heads of a layer apart, which GPUS_PER_VIDEO={per_video()} shares out; unset it"
+        )
 
 
 def _require_size(config: RunConfig, params: WanParams, format: LatentFormat) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional as F
 
-from pipeline.descriptors import Describe
+from pipeline.descriptors import Asking, Describe
 from pipeline.selection import SelectionRule, most_similar
 from utils.streams import OnHost
 
@@ -61,6 +61,7 @@ class Retrieval:
         self.coming: list[tuple[range, OnHost]] = []  # frames, and their vectors on the way to the host
         self.on_host: dict[int, torch.Tensor] = {}  # frame -> [B, D], where the table lies on a GPU
         self.similar: OnHost | None = None  # [rows, B], of every row to the last frame, where the table lies on a GPU
+        self.recent: torch.Tensor | None = None  # [B, F, C, H, W] the latest, where the descriptor asks with them
         self.most_similar_pair = MostSimilarPair(self.host_vectors)
 
     def __deepcopy__(self, memo: dict) -> "Retrieval":
@@ -72,6 +73,9 @@ class Retrieval:
         return twin
 
     def add(self, latents: torch.Tensor) -> None:
+        if isinstance(self.describe, Asking):
+            known = latents if self.recent is None else torch.cat([self.recent, latents], dim=1)
+            self.recent = known[:, -self.describe.past :]
         vectors = F.normalize(self.describe(latents), dim=-1)
         first = self.last + 1
         for vector in vectors.unbind(1):
@@ -120,8 +124,19 @@ class Retrieval:
         return [list(row) for row in zip(*found, strict=True)]
 
     def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
-        """See `Index`; the query is the last finished frame."""
-        similarities = self.similarities(candidates)
+        """See `Index`; the query is the last finished frame or the descriptor's own, similarity the cosine in float32.
+
+        A descriptor may ask for nothing. As the samples of a batch retrieve equally many frames, they retrieve as many
+        as the one that finds most worth it.
+        """
+        if isinstance(self.describe, Asking):
+            query = self.describe.query(self.recent)
+            cosines = torch.einsum("n b d, b d -> b n", self.vectors(candidates), query)
+            worth_it = cosines > (query @ self.describe.nothing)[:, None]
+            k = min(k, int(worth_it.sum(1).max()))
+            similarities = cosines.tolist()
+        else:
+            similarities = self.similarities(candidates)
         frames, found = [], []
         for row, rng in zip(similarities, rngs, strict=True):
             chosen = self.rule(row, candidates, k, rng)

@@ -5,7 +5,7 @@ new one already. To add one, write a function and name it in `SWITCHES`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pipeline.context import LOCAL, OWN, SINK, ContextPlan, Piece, sink
@@ -25,11 +25,13 @@ class Scene:
         floor: local frames before it are forgotten.
         sink: frames that took the place of the video's first ones.
         cut: first frame of the block that is a hard cut.
+        first: first frame of the scene; it changes no plan by itself.
     """
 
     floor: int = 0
     sink: tuple[int, ...] | None = None
     cut: int | None = None
+    first: int = field(default=0, compare=False)
 
     def adapt(self, plan: ContextPlan) -> ContextPlan:
         """The plan as this scene has it."""

@@ -104,7 +104,10 @@ class VideoSink:
         blocks: Iterable[LatentBlock],
         on_block: OnBlock,
     ) -> None:
-        """See `Sink`; a second thread decodes and writes a block's frames while the next one is generated."""
+        """See `Sink`; a second thread decodes and writes a block's frames while the next one is generated.
+
+        While its blocks come, a sample of the batch may be replaced by one with further scenes: that is recorded.
+        """
         making = {}
         for number, sample in enumerate(batch):
             if sample in wanted:

@@ -59,7 +59,8 @@ class Desk:
         for request, config in zip(requests, configs, strict=True):
             if takes:
                 request = parse_request(request.to_json() | {"pair": takes[0].number})
-            takes.append(self.takes.add(request, config.num_output_frames, config.fps))
+            start = self.studio.start(request)
+            takes.append(self.takes.add(request, config.num_output_frames, config.fps, start))
         self.jobs.submit(takes)
         return takes
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ REPORT_POLICY = (  # a report is one page with its script within; it gets no rig
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data:; media-src data: blob:; frame-ancestors 'self'"
 )
-Answer = Callable[[HttpRequest], Response]
+KEEP = {"cache-control": "private, max-age=86400, immutable"}  # a block's pictures stay as they are
 
 
 def application(desk: Desk) -> Starlette:
@@ -138,7 +137,7 @@ class Interface:
         content = self._take(request).preview.read(_number(request.path_params["block"]))
         if content is None:
             raise HTTPException(404, "there is no such block yet")
-        return Response(content, media_type="application/octet-stream")
+        return Response(content, media_type="application/octet-stream", headers=KEEP)
 
     def picture(self, request: HttpRequest) -> Response:
         take = self._take(request)
@@ -148,7 +147,7 @@ class Interface:
                 content = take.preview.read(entry["block"])
                 if content is not None:
                     pictures = unpack(content)
-                    return Response(pictures[frame - entry["first"]], media_type="image/jpeg")
+                    return Response(pictures[frame - entry["first"]], media_type="image/jpeg", headers=KEEP)
         raise HTTPException(404, "there is no such frame yet")
 
     def file(self, request: HttpRequest) -> Response:

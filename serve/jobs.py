@@ -12,6 +12,7 @@ from serve.steering import GO, LEAVE, PAUSE, STOP, SetAside, Steering, Turns
 from serve.studio import Studio
 from serve.takes import DONE, FAILED, MAKING, PAUSED, STOPPED, WAITING, Take
 from utils.errors import UserError, explain
+from utils.optional import best_effort
 
 LEAVE_WITHIN = 60.0  # seconds that takes have to come to the end of a block when the server ends
 
@@ -155,7 +156,7 @@ class Jobs:
             "making": making.number,
             "plan": making.plan,
             "seconds": round(making.seconds, 4),
-            "left": round(left * making.seconds * len(self.present), 1) if making.seconds else None,
+            "left": round(left * making.seconds, 1) if making.seconds else None,
         }
 
     def _steering(self, take: Take) -> Steering:
@@ -203,7 +204,8 @@ class Jobs:
                 thread.start()
             for thread in threads:
                 thread.join()
-            self.finished(job)
+            with best_effort("the report of two takes", "it can be asked for again"):
+                self.finished(job)
 
     def _new_steering(self, take: Take) -> Steering:
         return Steering(lambda: self.tell(take.number), lambda: bool(self.queue) or self.is_closed)
@@ -213,7 +215,7 @@ class Jobs:
         steering = self.present[take.number].steering
         state, error = DONE, ""
         try:
-            config = self.studio.config(take.request, take.folder)
+            config = self.studio.config(take.request, take.folder, take.start)
             making = Making(take, config, self.models, steering, turns, lambda: self._heard(take))
             self.present[take.number].making = making
             take.set_state(MAKING)
@@ -226,7 +228,8 @@ class Jobs:
             state, error = FAILED, line.removeprefix("error: ")
         turns.leave(take)
         self.present.pop(take.number, None)
-        take.set_state(state, error)
+        with best_effort("the note of how a take ended", "the next server looks at its files"):
+            take.set_state(state, error)
         self.tell(take.number)
         self._tell_all()
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.config import RunConfig
 from pipeline.course import forked, samples_of
@@ -106,20 +107,20 @@ class Making:
             self.steering.wait(self.turns, self.take)
             began = time.monotonic()
             with self.turns.turn(self.take):
-                is_given = script.given(generation.coming) is not None
-                if not is_given and (segment := self.steering.take_switch(generation.start)):
+                latents = script.given(generation.coming)
+                if latents is None and (segment := self.steering.take_switch(generation.start)):
                     batch[0] = self._switch(batch[0], segment, weights)
                     script = Script(batch, made, pipeline.vae)
-                block = self._block(pipeline, generation, script)
+                if switch := script.switch(generation.start):
+                    prompts, how = switch
+                    generation.switch(pipeline.prompt_embeds(prompts), how)
+                block = self._block(generation, latents)
             yield block
-            if not is_given:
+            if latents is None:
                 self._count(time.monotonic() - began)
 
-    def _block(self, pipeline: Pipeline, generation: Generation, script: Script) -> LatentBlock:
-        if switch := script.switch(generation.start):
-            prompts, how = switch
-            generation.switch(pipeline.prompt_embeds(prompts), how)
-        latents = script.given(generation.coming)
+    def _block(self, generation: Generation, latents: torch.Tensor | None) -> LatentBlock:
+        """The next block; given, where there are latents [1, F, C, H, W]."""
         plan = generation.begin()
         self.number, self.plan = plan.start // len(plan.own), describe_plan(plan)
         self.tell()

@@ -95,7 +95,7 @@ class Safety:
     def _check_address(self, headers: dict[str, str]) -> None:
         """The name that the client used for this machine: another site's name that leads here is refused."""
         host = _hostname(headers.get("host", ""))
-        known = {"localhost", "127.0.0.1", "::1"}
+        known = {"localhost", "127.0.0.1", "::1", (self.settings.name or "localhost").lower()}
         if self.settings.is_open:
             known |= {self.settings.host.lower(), socket.gethostname().lower()}
         if host in known or (self.settings.is_open and _is_address(host)):

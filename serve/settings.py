@@ -14,6 +14,7 @@ class ServeSettings(Settings):
     host: str = setting(
         "127.0.0.1", "address to listen at; any but one of this machine's own demands a token", place=True
     )
+    name: str | None = setting(None, "host name by which it is asked for, too, as by a proxy", place=True)
     port: int = setting(0, "port to listen at; 0 for a free one", at_least=0, at_most=65535, place=True)
     waiting: int = setting(8, "takes that may wait, at most", at_least=1, at_most=1000, place=True)
     longest: float = setting(120.0, "seconds of video a take may have, at most", above=0, at_most=86400, place=True)

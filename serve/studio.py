@@ -1,6 +1,7 @@
 """What can be asked for here: a backbone, its methods and their settings; from a request to a run's settings."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -42,8 +43,11 @@ class Studio:
     uploads: Uploads
     format: LatentFormat
 
-    def config(self, request: Request, folder: Path) -> RunConfig:
+    def config(self, request: Request, folder: Path, start: Path | None = None) -> RunConfig:
         """The settings of a take's run.
+
+        Args:
+            start: picture or clip that it begins with.
 
         Raises:
             UserError: a setting that is unknown, not to be changed here, or impossible.
@@ -62,8 +66,8 @@ class Studio:
             own["seed"] = request.seed
         if request.frames is not None:
             own["num_output_frames"] = request.frames
-        if request.start is not None:
-            own["start"] = str(self.uploads.path(request.start))
+        if start is not None:
+            own["start"] = str(start)
         if request.parent is not None:
             own |= self._fork(request)
         return replace(config, **own)
@@ -83,7 +87,7 @@ class Studio:
 
     def check(self, request: Request) -> RunConfig:
         """Refuse, before it waits, what can be known to be wrong with a request."""
-        config = self.config(request, self.takes.folder / "0000")
+        config = self.config(request, self.takes.folder / "0000", self.start(request))
         seconds = self.format.pixel_frames(config.num_output_frames) / config.fps
         if seconds > self.serve.longest:
             raise UserError(f"{seconds:.1f} s of video are more than the {self.serve.longest:g} s that a take may have")
@@ -93,6 +97,14 @@ class Studio:
         if config.at is not None:
             grid.start_at(config.at, "at")
         return config
+
+    def start(self, request: Request) -> Path | None:
+        """The upload that a request names.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        return self.uploads.path(request.start) if request.start else None
 
     def grid(self, config: RunConfig) -> Grid:
         """Where the blocks of a take begin."""
@@ -110,8 +122,12 @@ class Studio:
         if request.parent is not None:
             words.append(f"from={self.takes.folder / f'{request.parent:04d}' / NAME}")
             words += [f"{name}={value}" for name in ("at", "redo") if (value := getattr(request, name))]
-        if request.start is not None:
-            words.append(f"start={self.uploads.path(request.start)}")
+        if take.start is not None:
+            words.append(f"start={take.start}")
+        if request.switch != "text":
+            words.append(f"switch={request.switch}")
+        if take.scenes and request.parent is None:
+            words.append(f"segments={_listed(take)}")
         if request.prompt:
             words.append(f"prompt={request.prompt}")
         return "bash inference.sh " + " ".join(quoted(word) for word in words)
@@ -158,6 +174,16 @@ class Studio:
         except (UserError, TypeError):  # of a backbone whose prompts were not downloaded
             return []
         return [prompt.text for prompt in prompts]
+
+
+def _listed(take: Take) -> str:
+    """The prompts of a take, of which some were switched to while it was made, as the setting `segments`."""
+    entries = []
+    ends = [segment.start for segment in take.segments[1:]] + [take.frames]
+    for segment, end in zip(take.segments, ends, strict=True):
+        entry = {"prompt": segment.prompt, "frames": end - segment.start}
+        entries.append(entry | ({"how": segment.how} if segment.how else {}))
+    return json.dumps(entries, ensure_ascii=False)
 
 
 def changeable() -> set[str]:

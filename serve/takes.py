@@ -28,6 +28,8 @@ NAME = "00000-0"  # of a take's files: the first sample of the first prompt
 FOLDER = re.compile(r"\d{4,9}")
 WAITING, MAKING, PAUSED, STOPPED, DONE, FAILED = "waiting", "making", "paused", "stopped", "done", "failed"
 STATES = (WAITING, MAKING, PAUSED, STOPPED, DONE, FAILED)
+LAST = ".last.json"  # the last number that was given
+DELETED = ".deleted-"
 FILES = {  # what can be fetched -> end of its name
     "video": ".mp4",
     "record": ".json",
@@ -77,6 +79,13 @@ class Take:
     def is_finished(self) -> bool:
         return self.file("video").exists()
 
+    @property
+    def start(self) -> Path | None:
+        """Its copy of the picture or clip that it begins with."""
+        if self.request.start is None:
+            return None
+        return self.folder / f"start{Path(self.request.start).suffix}"
+
     def save(self) -> None:
         """Write take.json: all that brings the take back after a kill."""
         content = {
@@ -110,7 +119,10 @@ class Takes:
         self.folder = folder
         self.lock = threading.Lock()
         self.found: dict[int, Take] = {}
+        self.last = _read_number(folder / LAST)  # no number is given twice
         for path in sorted(folder.iterdir()):
+            if path.name.startswith(DELETED):
+                shutil.rmtree(path, ignore_errors=True)
             if FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 take = read_take(path)
                 if take is not None:
@@ -129,13 +141,21 @@ class Takes:
     def all(self) -> list[Take]:
         return [self.found[number] for number in sorted(self.found)]
 
-    def add(self, request: Request, frames: int, fps: int) -> Take:
-        """A new take, in a folder of its own."""
+    def add(self, request: Request, frames: int, fps: int, start: Path | None = None) -> Take:
+        """A new take, in a folder of its own.
+
+        Args:
+            start: picture or clip that it begins with; the take keeps a copy.
+        """
         with self.lock:
-            number = max(self.found, default=0) + 1
+            number = max(self.last, *self.found, 0) + 1
             while (folder := self.folder / f"{number:04d}").exists():
                 number += 1
+            write_json(self.folder / LAST, number)
+            self.last = number
             folder.mkdir()
+            if start is not None:
+                shutil.copyfile(start, folder / f"start{start.suffix}")
             take = Take(number, folder, request, created=time.time(), frames=frames, fps=fps, title=request.title)
             take.save()
             self.found[number] = take
@@ -156,10 +176,17 @@ class Takes:
         with self.lock:
             self.found.pop(number, None)
         # Renamed first: what a kill leaves of it is no take any more.
-        hidden = self.folder / f".deleted-{take.folder.name}"
+        hidden = self.folder / f"{DELETED}{take.folder.name}"
         shutil.rmtree(hidden, ignore_errors=True)
         take.folder.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _read_number(path: Path) -> int:
+    try:
+        return int(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
 
 
 def read_take(folder: Path) -> Take | None:

@@ -69,6 +69,7 @@ METHODS = {  # `method.name` of a recording -> settings of the context beside th
     "infinity-rope": lambda method: {"window_positions": True},
     "commit-forcing": lambda method: {"commit_rule": "newest"},
     "rolling-sink": lambda method: {"policy": "rolling_sink"},
+    "longlive-recache": lambda method: {},  # a sliding window; its prompts are switched
     "id-forcing": id_forcing,
     "memrope": memrope,
     "tethercache": tethercache,

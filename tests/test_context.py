@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.context import COMMIT_RULES, LOCAL, MERGED, OWN, RETRIEVED, SINK
+from pipeline.merging import WHOLE, DeepForcing
 from pipeline.policies import CompressedPast, ReencodedWindow, RetrievedMemory, RollingSink, SlidingWindow
 from utils.errors import UserError
 
@@ -44,9 +45,20 @@ reencoded = st.builds(
 
 
 @st.composite
+def cutting(draw):
+    """Deep Forcing of any size."""
+    block, sink, older = draw(st.integers(1, 3)), draw(st.integers(0, 4)), draw(st.integers(1, 3))
+    recent = block + draw(st.integers(0, block))
+    budget = sink + older + recent
+    window = budget + block + draw(st.integers(0, 2 * block))
+    sizes = {"deep_budget": budget, "deep_recent": recent, "deep_uses": draw(st.integers(2, 7))}
+    return DeepForcing(local_attn_size=window, sink_size=sink, block=block, **sizes)
+
+
+@st.composite
 def merging(draw):
     """Windows and retrieved memory whose leaving frames are merged."""
-    merge = draw(st.sampled_from(["ema", "ema_adaptive"]))
+    merge = draw(st.sampled_from(["ema", "ema_adaptive", "tether", "nearest"]))
     found = draw(sizes(memory=draw(st.booleans())))
     found |= {"merge": merge, "merge_short": 0.2, "merged_size": draw(st.integers(1, 5))}
     found["local_attn_size"] += found["merged_size"] + 2
@@ -175,7 +187,21 @@ def test_merged_frames_take_in_every_frame_that_leaves_once_and_fit_the_window(p
     following = policy.plan(start + policy.block)
     assert following.leaving[0] == plan.leaving[-1] + 1
     first = next(one.leaving for one in map(policy.plan, range(0, start + 1, policy.block)) if one.leaving)
-    assert len(first) <= policy.block
+    assert first[0] == policy.sink_size if policy.merge in WHOLE else len(first) <= policy.block
+
+
+@given(cutting(), blocks)
+def test_a_cut_window_never_overflows_and_takes_in_every_frame_once(policy, block):
+    start = block * policy.block
+    plan = policy.plan(start)
+    assert len(plan.pieces()) <= policy.local_attn_size
+    if policy.cut_before(start) == start:
+        assert len(plan.pieces()) == policy.deep_budget
+    left = [frame for begun in range(0, start + 1, policy.block) for frame in policy.plan(begun).leaving]
+    seen = [*range(min(policy.sink_size, start)), *left, *plan.frames(LOCAL), *plan.frames(OWN)]
+    assert seen == list(range(start + policy.block))
+    oldest = start + policy.block - policy.recent
+    assert min((*plan.leaving, *plan.frames(LOCAL), start)) >= oldest, "what is kept at hand"
 
 
 @pytest.mark.parametrize("rule", COMMIT_RULES)

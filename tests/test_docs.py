@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from docs import settings_page
+from pipeline import backbones, descriptors
 from pipeline.backbones import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -56,3 +59,23 @@ def test_the_readme_shows_the_policy_of_the_benchmark():
     code = code_of("README.md", "@dataclass")
     assert "def plan" in code
     assert code == code_of("docs/benchmark.md", "@dataclass")
+
+
+def test_the_descriptor_of_the_docs_describes_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(descriptors, "DESCRIPTORS", dict(descriptors.DESCRIPTORS))
+    names = vars(descriptors).copy()
+    exec("@dataclass" + code_of("docs/retrieval_encoder.md", "@dataclass"), names)
+    save_file({"matrix": torch.eye(4)[:, :2].contiguous()}, tmp_path / "p.safetensors")
+    made = descriptors.DESCRIPTORS["projection"](projection_ckpt=str(tmp_path / "p.safetensors"))
+    assert made.files() == {"projection_ckpt": tmp_path / "p.safetensors"}
+    latents = torch.arange(8.0).reshape(1, 2, 4, 1, 1)  # [B, F, C, H, W]
+    assert made.load((4, 1, 1), "cpu")(latents).tolist() == [[[0, 1], [4, 5]]]
+
+
+def test_the_backbone_of_the_docs_is_a_row(monkeypatch):
+    row = code_of("docs/weights.md", '"mine"')
+    names = vars(backbones).copy()
+    exec('added = {"mine"' + row + "}", names)
+    assert str(names["added"]["mine"].weights[0].path) == "checkpoints/mine.pt"
+    monkeypatch.setitem(backbones.BACKBONES, "mine", names["added"]["mine"])
+    assert backbones.config_path("mine", "latentmem") == Path("configs/mine_latentmem.yaml")

@@ -199,14 +199,6 @@ def test_a_corpus_is_the_same_for_any_number_of_processes_and_after_an_interrupt
         call(generate_latent.main, monkeypatch, config, f"output_folder={one}", "seed=1")
 
 
-def test_a_corpus_folder_named_datasets_does_not_get_in_the_way(tmp_path):
-    """`datasets` is also a package that other libraries look for; ours may lie in the working directory."""
-    (tmp_path / "datasets").mkdir()
-    script = "from accelerate import Accelerator; Accelerator(); import pipeline.pipeline, ae.train, wan.text_encoder"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
-
-
 def test_files_can_be_named_by_their_prompts(config, tmp_path, monkeypatch):
     call(inference.main, monkeypatch, config, f"output_folder={tmp_path}", "save_with_index=false",
          "num_samples=2", "inference_iter=1", "batch_size=2", "num_output_frames=3")  # fmt: skip

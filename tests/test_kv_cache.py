@@ -1,5 +1,6 @@
 """The cache executes any plan: what it attends to equals the plain way, and nothing moves without need."""
 
+import json
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -22,7 +23,7 @@ from pipeline.policies import RetrievedMemory
 from pipeline.retrieval import Retrieval
 from tests.close import assert_close
 from tests.dense import DenseCache
-from tests.test_context import compressed, memories, merging, reencoded, rollings, windows
+from tests.test_context import compressed, cutting, memories, merging, reencoded, rollings, windows
 
 BATCH = 2
 SHAPE = FrameShape(batch=BATCH, layers=2, rows=3, columns=2, heads=2, head_dim=12)
@@ -65,8 +66,8 @@ def banked(*slots: int, dtype: torch.dtype = torch.float32) -> Bank:
     return Bank([RamTier(f"tier {i}", count) for i, count in enumerate(slots)], Plain(dtype))
 
 
-def attend(q, k, v):
-    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+def attend(q, k, v, bias=None):
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=bias)
 
 
 def projections(block: int, generator: torch.Generator, dtype: torch.dtype = torch.float32):
@@ -92,10 +93,27 @@ def test_the_cache_equals_the_plain_way_for_any_policy(dtype, roundings, policy,
 
 
 @settings(max_examples=12)
-@given(merging(), st.sampled_from(sorted(COMMIT_RULES)), st.randoms(use_true_random=False))
+@given(st.one_of(merging(), cutting()), st.sampled_from(sorted(COMMIT_RULES)), st.randoms(use_true_random=False))
 def test_merged_frames_equal_their_equations_over_all_frames(policy, rule, random):
     policy = replace(policy, commit_rule=rule, commit_frames=policy.block)
     require_equal(policy, 3 + policy.local_attn_size // policy.block, random, torch.float32, 60)
+
+
+@pytest.fixture(scope="module")
+def head_lists(tmp_path_factory) -> str:
+    """Of `SHAPE`: in the first layer the heads see different parts, in the second one of them sees all."""
+    near = {"sees": {"sink": 1, "local": 1, "retrieved": 0, "merged": 0}, "heads": [[0], [1]]}
+    far = {"sees": {"local": 0}, "heads": [[1], []]}
+    path = tmp_path_factory.mktemp("heads") / "lists.json"
+    path.write_text(json.dumps({"groups": {"near": near, "far": far}}))
+    return str(path)
+
+
+@settings(max_examples=8)
+@given(st.one_of(windows, memories, merging()), st.booleans(), st.booleans(), st.randoms(use_true_random=False))
+def test_what_heads_see_and_a_bias_equal_their_equations(head_lists, policy, grouped, biased, random):
+    policy = replace(policy, head_groups=head_lists if grouped else None, bias="recency" if biased else "none")
+    require_equal(policy, 2 + policy.local_attn_size // policy.block, random, torch.float32, 60)
 
 
 def require_equal(policy: ContextPolicy, blocks: int, random: Random, dtype: torch.dtype, roundings: int) -> None:
@@ -114,6 +132,8 @@ def require_equal(policy: ContextPolicy, blocks: int, random: Random, dtype: tor
             forwards.append(lambda context, again=again: context.commit(again))
         plan = policy.plan(start, retrieved)
         forwards.append(lambda context, plan=plan: context.begin(plan))
+        if policy.bias != "none":
+            forwards.append(lambda context: None)  # a second step of denoising
         forwards.append(lambda context, plan=plan: context.commit(policy.commit(plan)))
         for prepare in forwards:
             for context in (cache, plain):

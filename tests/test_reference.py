@@ -116,7 +116,7 @@ def test_the_cache_attends_to_the_frames_of_the_trace(method):
         assert [piece.position for piece in plan.own] == row["query_rope_t"]
         code = torch.tensor([piece.frame * 10.0 + row["forward"] for piece in plan.own])
         v = code.view(1, -1, 1, 1).expand(1, -1, 1, 6)
-        _, _, values = cache.update(0, torch.zeros_like(v), torch.zeros_like(v), v)
+        values = cache.update(0, torch.zeros_like(v), torch.zeros_like(v), v).values
         seen = values[0, :, 0, 0].int().tolist()
         assert sorted(code // 10 for code in seen) == sorted(
             row["attended"]

@@ -17,13 +17,13 @@ import pytest
 import inference
 from serve.preview import to_jpeg
 from tests.browser import CHROMIUM, Browser
-from tests.commands import command
+from tests.commands import ROOT, command
 
 PROMPT = "A meadow at noon, the camera following a wolf right past a red house, a blue tree, a yellow tower."
 OTHER = "A desert at night, the camera following a fox left past a red balloon."
-# A short schedule: what is made is no matter here.
-STEPS = "denoising_step_list=[1000,500]"
-SETTINGS = ["num_output_frames=24", STEPS, "model_kwargs.recent_exclude=0", "segment_blocks=3"]
+# Small and short: what is made is no matter here.
+SIZES = ["num_output_frames=24", "height=32", "width=48", "denoising_step_list=[1000,500]", "segment_blocks=3"]
+SETTINGS = [*SIZES, "model_kwargs.recent_exclude=0", "model_kwargs.compression_method=avg_pool"]
 LIMITS = ["waiting=3", "longest=30", "upload_mb=1"]
 PATIENCE = 240.0  # seconds for anything that is waited for
 
@@ -213,12 +213,20 @@ def test_a_switch_a_pause_and_two_memories_side_by_side(server, folder):
     assert b"<html" in server.ask("GET", f"/api/reports/{one}/{other}", accept="text/html")
 
 
-def test_a_fork_of_a_take_keeps_what_was_before(server, folder, killed):
-    (fork,) = server.submit(prompt=OTHER, method="native", parent=killed[0], at="12f")
-    server.finish(fork)
-    mine, theirs = (server.ask("GET", f"/api/takes/{number}/blocks")["blocks"] for number in (fork, killed[0]))
-    equal = [one["latents"] == other["latents"] for one, other in zip(mine, theirs, strict=True)]
-    assert equal == [True] * 4 + [False] * 4
+def test_a_fork_keeps_what_was_before_and_a_redo_what_is_around(server, killed):
+    parent = killed[0]
+    (fork,) = server.submit(prompt=OTHER, method="native", parent=parent, at="12f")
+    (redo,) = server.submit(prompt="", parent=parent, redo="12f-15f", keep_after=True, seed=9)
+    server.finish(fork, redo)
+    digests = {}
+    for number in (parent, fork, redo):
+        blocks = server.ask("GET", f"/api/takes/{number}/blocks")["blocks"]
+        digests[number] = [block["latents"] for block in blocks]
+    equal = {}
+    for number in (fork, redo):
+        equal[number] = [mine == theirs for mine, theirs in zip(digests[number], digests[parent], strict=True)]
+    assert equal[fork] == [True] * 4 + [False] * 4
+    assert equal[redo] == [True] * 4 + [False] + [True] * 3
 
 
 def test_pictures_and_files_of_a_take_are_served(server, killed):
@@ -233,6 +241,14 @@ def test_pictures_and_files_of_a_take_are_served(server, killed):
         server.ask("GET", f"/api/takes/{path}/files/video", status=200 if path == "0001" else 404)
     server.ask("GET", "/page/..%2fserver.py", status=404)
     server.ask("GET", f"/api/takes/{number}/files/..%2ftake.json", status=404)
+
+
+def test_the_example_of_the_docs_works(server):
+    text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    found = {}
+    exec(code.replace("http://127.0.0.1:8000", server.address.rstrip("/")), found)
+    assert found["states"][found["number"]] == "done" and found["video"][4:8] == b"ftyp"
 
 
 @pytest.mark.parametrize(
@@ -272,6 +288,10 @@ def test_uploads_are_told_by_their_content_and_bounded(server):
     bomb = b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + zlib.crc32(header).to_bytes(4, "big") + b"\0\0\0\x09IDAT" + bytes(99)
     assert "at most 16 million" in server.ask("POST", "/api/uploads", bomb, 400)["error"]
     server.ask("POST", "/api/uploads", bytes(1_000_001), 413)
+    (number,) = server.submit(start=kept["name"], frames=6)
+    server.finish(number)
+    record = server.ask("GET", f"/api/takes/{number}/files/record", status=200)
+    assert [given["frames"] for given in record["given"]] == [[0, 3]]
 
 
 def test_the_queue_is_bounded_and_takes_can_be_stopped_gone_on_with_and_deleted(server, folder):

@@ -11,35 +11,32 @@ import inspect
 import itertools
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.bank.eviction import EVICTIONS
-from pipeline.build import load
 from pipeline.config import RunConfig, load_config
-from pipeline.pipeline import Pipeline
 from pipeline.preflight import Preflight, preflight
 from pipeline.record import Digests, content
+from pipeline.run import make
 from pipeline.samples import Sample
 from pipeline.selection import SELECTIONS
 from tinyworld.hypotheses import Hypothesis
+from tinyworld.judge_sink import JudgeSink
 from tinyworld.judging import measure as judge
+from tinyworld.league import BASELINES, LEAGUES, league_rows
+from tinyworld.places import MEMORIES, OwnTrack
 from tinyworld.results import TRUTH, Unit
 from tinyworld.store import Store
 from tinyworld.tables import report
-from tinyworld.world.film import Clip, held_out
-from tinyworld.world.scene import ONE_LATENT, pixel_frames
+from tinyworld.world.film import held_out
+from tinyworld.world.scene import pixel_frames
 from utils.claim import claim
 from utils.errors import UserError, run
 from utils.files import require_writable
 from utils.processes import rank, share
-from utils.progress import Progress
 from utils.provenance import flat
 from utils.settings import Settings, load_settings, require_choice, setting
 
@@ -49,10 +46,14 @@ SUBSET = 16  # prompts of subset=true
 
 @dataclass(frozen=True)
 class Row:
-    """A way to generate: a config and what it changes, as a tree."""
+    """A way to generate: a config and what it changes, as a tree.
+
+    With `holds`, a name in `tinyworld.places.MEMORIES`, the memory holds that instead of what retrieval finds.
+    """
 
     config: str = "configs/tinyworld_native.yaml"
     overrides: dict[str, Any] = field(default_factory=dict)
+    holds: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,10 @@ class BenchmarkSettings(Settings):
     rows: dict[str, Row] = setting({}, "name -> config and overrides it generates with; the name is a folder too")
     comparisons: dict[str, list[str]] = setting({}, "question -> [baseline, rows that are compared with it]")
     hypotheses: dict[str, list[Hypothesis]] = setting({}, "family -> differences that are tested together")
+    methods: str = setting(
+        "none", "rows of inference.sh's methods instead, at published sizes or in one window", choices=LEAGUES
+    )
+    league: list[str] = setting([], "measures of the one family of hypotheses in which methods are compared")
     only: list[str] = setting([], "rows to run; all if empty")
     prompts: int = setting(64, "held-out captions", at_least=1)
     samples: int = setting(1, "videos a caption", at_least=1)
@@ -80,6 +85,10 @@ class BenchmarkSettings(Settings):
         for name in self.rows:
             if not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
                 raise UserError(f"row '{name}' in {CONFIG} cannot be a folder's name; use letters, digits, _ and -")
+            if self.rows[name].holds:
+                require_choice(f"rows.{name}.holds", self.rows[name].holds, MEMORIES)
+                if not self.run_config(self.rows[name]).policy().retrieves:
+                    raise UserError(f"row '{name}' in {CONFIG} holds something and its config retrieves nothing")
         for name in self.only:
             require_choice("only", name, self.rows)
         for question, names in self.comparisons.items():
@@ -107,9 +116,16 @@ class BenchmarkSettings(Settings):
         """How many of the held-out captions are used."""
         return SUBSET if self.subset else self.prompts
 
-    def run_config(self, row: Row) -> RunConfig:
+    def run_config(self, name: str) -> RunConfig:
         """The settings that a row generates with."""
-        overrides = {**row.overrides, "seed": self.seed, "num_output_frames": self.frames}
+        row = self.rows[name]
+        overrides = {
+            **row.overrides,
+            "seed": self.seed,
+            "num_output_frames": self.frames,
+            "batch_size": self.batch,
+            "output_folder": f"{self.folder}/{name}",
+        }
         if self.model_root is not None:
             overrides["model_root"] = self.model_root
         if self.generator_ckpt is not None:
@@ -123,30 +139,46 @@ class BenchmarkSettings(Settings):
 
     def window(self) -> int:
         """Latent frames out of view after which a place is forgotten by every row: the longest window among them."""
-        return max(self.run_config(row).policy().local_attn_size for row in self.rows.values())
+        return max(self.run_config(name).policy().local_attn_size for name in self.rows)
+
+
+def with_methods(settings: BenchmarkSettings) -> BenchmarkSettings:
+    """The settings with methods as rows, each compared with the two that all start from, if they ask for it."""
+    if settings.methods == "none":
+        return settings
+    rows = {name: Row(config, changes) for name, (config, changes) in league_rows(settings.methods).items()}
+    comparisons, family = {}, []
+    for baseline in BASELINES:
+        comparisons[f"what each method changes to {baseline}"] = [baseline, *(row for row in rows if row != baseline)]
+        for row in comparisons[f"what each method changes to {baseline}"][1:]:
+            family += [Hypothesis(baseline=baseline, row=row, metric=metric) for metric in settings.league]
+    hypotheses = {"methods differ from native and latentmem": family}
+    return replace(settings, rows=rows, comparisons=comparisons, hypotheses=hypotheses)
 
 
 def main() -> None:
-    settings = load_settings(BenchmarkSettings, CONFIG, sys.argv[1:])
-    stores = open_stores(settings)
-    with claimed(stores):
-        made = fill(settings, stores)
-    results = {}
-    finished = True
-    for name, store in stores.items():
-        units = units_of(settings, name)
-        results[name] = store.read(units)
-        finished = finished and len(results[name]) == len(units)
-    if finished and (made or rank() == 0):
+    settings = with_methods(load_settings(BenchmarkSettings, CONFIG, sys.argv[1:]))
+    rows = {name: preflight(settings.run_config(name)) for name in settings.chosen()}
+    stores = open_stores(settings, rows)
+    before = count_results(settings, stores)
+    fill(settings, rows, stores)
+    results = {name: store.read(units_of(settings, name)) for name, store in stores.items()}
+    count = sum(map(len, results.values()))
+    finished = count == sum(len(units_of(settings, name)) for name in stores)
+    if finished and (count > before or rank() == 0):
         report(settings.comparisons, results, Path(settings.folder), settings.hypotheses)
 
 
-def open_stores(settings: BenchmarkSettings) -> dict[str, Store]:
-    """The results of every row that is to run, and of the true videos; all rows are checked before."""
-    abouts = {TRUTH: {"judge": judge.VERSION, "window": settings.window(), "frames": settings.frames}}
-    for name, row in settings.chosen().items():
-        found = preflight(settings.run_config(row))
-        abouts[name] = {"window": settings.window(), **identity(found)}
+def open_stores(settings: BenchmarkSettings, rows: Mapping[str, Preflight]) -> dict[str, Store]:
+    """The results of the true videos and of every row that is to run; all of them are checked before."""
+    require_partners(settings)
+    window = settings.window()
+    abouts = {TRUTH: {"judge": judge.VERSION, "window": window, "frames": settings.frames}}
+    for name, found in rows.items():
+        abouts[name] = {"window": window, **identity(found)}
+        if holds := settings.rows[name].holds:
+            abouts[name]["holds"] = holds
+            abouts[name]["code"]["places"] = hashlib.sha256(source(OwnTrack).encode()).hexdigest()[:16]
     folder = require_writable(settings.folder)
     stores = {}
     for name, about in abouts.items():
@@ -154,13 +186,23 @@ def open_stores(settings: BenchmarkSettings) -> dict[str, Store]:
     return stores
 
 
-@contextmanager
-def claimed(stores: Mapping[str, Store]) -> Iterator[None]:
-    """Hold the rows' folders against runs of other settings at the same time."""
-    with ExitStack() as claims:
-        for store in stores.values():
-            claims.enter_context(claim(store.folder, {"made of": store.made_of}))
-        yield
+def count_results(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> int:
+    """How many of the videos have been judged."""
+    count = 0
+    for name, store in stores.items():
+        count += sum(map(store.has, units_of(settings, name)))
+    return count
+
+
+def require_partners(settings: BenchmarkSettings) -> None:
+    """Refuse batches in which a video that is to remember another scene is alone."""
+    rest = len(settings.units()) % settings.batch
+    for name, row in settings.chosen().items():
+        if row.holds == "other_scene" and (settings.batch == 1 or rest == 1):
+            raise UserError(
+                f"row '{name}' takes its memory from the next video of the batch, and batch {settings.batch} leaves "
+                f"one of {len(settings.units())} videos alone; choose another batch"
+            )
 
 
 def identity(found: Preflight) -> dict[str, Any]:
@@ -204,80 +246,19 @@ def units_of(settings: BenchmarkSettings, name: str) -> list[Unit]:
     return [(prompt, sample) for prompt, sample in settings.units() if sample == 0]
 
 
-def batches_of(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> list[tuple[str, list[Unit]]]:
-    """This process's share of the batches of which anything is missing.
-
-    The batches are shared out before finished ones are left out, so that processes which start apart agree.
-    """
-    batches = []
-    for name in stores:
-        units = units_of(settings, name)
-        for first in range(0, len(units), settings.batch):
-            batches.append((name, units[first : first + settings.batch]))
-    unfinished = []
-    for name, units in share(batches):
-        if stores[name].missing(units):
-            unfinished.append((name, units))
-    return unfinished
-
-
-def fill(settings: BenchmarkSettings, stores: Mapping[str, Store]) -> int:
-    """Make and measure this process's share of what is missing; how many batches that were.
-
-    A batch of which anything is missing is made as a whole: rounding depends on the batch, results do not depend
-    on where a run was stopped.
-    """
-    batches = batches_of(settings, stores)
-    to_generate = sum(len(units) for name, units in batches if name != TRUTH)
-    block = settings.run_config(next(iter(settings.rows.values()))).policy().block
-    progress = Progress(to_generate, settings.frames // block, ONE_LATENT * block, quiet=rank() > 0)
-    videos_a_row = len(settings.units())
-    progress.say(f"{len(stores)} rows of {videos_a_row} videos in {settings.folder}; {to_generate} to make here")
-    started = time.monotonic()
-    loaded = None
-    for name, units in batches:
-        clips = [held_out(prompt, pixel_frames(settings.frames)) for prompt, _ in units]
-        if name == TRUTH:
-            videos = [clip.video for clip in clips]
-        else:
-            if loaded is None or loaded[0] != name:
-                loaded = None  # room for the next one
-                loaded = (name, load_row(settings, name))
-            videos = generate(loaded[1], clips, units, progress, name)
-        for video, clip, unit in zip(videos, clips, units, strict=True):
-            stores[name].write(unit, judge.measure(video, clip, settings.window()))
-        if name != TRUTH:
-            seconds = (time.monotonic() - started) / progress.made
-            minutes = seconds * (to_generate - progress.made) / 60
-            progress.say(f"{progress.made} of {to_generate} videos, {seconds:.1f} s each, {minutes:.0f} min left")
-    progress.close()
-    return len(batches)
-
-
-def load_row(settings: BenchmarkSettings, name: str) -> Pipeline:
-    """A row's pipeline, with all captions encoded."""
-    captions = [held_out(prompt).caption for prompt in range(settings.captions())]
-    return load(settings.run_config(settings.rows[name]), captions)
-
-
-def generate(
-    pipeline: Pipeline, clips: Sequence[Clip], units: Sequence[Unit], progress: Progress, name: str
-) -> np.ndarray:
-    """Videos [B, T, H, W, 3] uint8 of the clips' captions."""
-    progress.begin(f"{name} {units[0][0]}-{units[-1][0]}", len(units))
-    samples = []
-    for clip, (prompt, sample) in zip(clips, units, strict=True):
-        samples.append(Sample(clip.caption, prompt, sample))
-    blocks = list(counted(pipeline.frames(samples), progress))  # each [B, T of the block, H, W, 3]
-    progress.end()
-    return np.concatenate(blocks, axis=1)
-
-
-def counted(blocks: Iterator[np.ndarray], progress: Progress) -> Iterator[np.ndarray]:
-    """Pass the blocks on and count them."""
-    for frames in blocks:
-        progress.step(0, ())
-        yield frames
+def fill(settings: BenchmarkSettings, rows: Mapping[str, Preflight], stores: Mapping[str, Store]) -> None:
+    """Judge this process's share of the true videos, and make and judge its share of every row's."""
+    truth = stores[TRUTH]
+    for unit in share(units_of(settings, TRUTH)):
+        if not truth.has(unit):
+            clip = held_out(unit[0], pixel_frames(settings.frames))
+            truth.write(unit, judge.measure(clip.video, clip, settings.window()))
+    for name, found in rows.items():
+        samples = []
+        for prompt, number in units_of(settings, name):
+            samples.append(Sample(held_out(prompt).caption, prompt, number))
+        with claim(stores[name].folder, stores[name].about) as held:
+            make(found, samples, JudgeSink(stores[name], settings.window(), settings.rows[name].holds), held)
 
 
 if __name__ == "__main__":

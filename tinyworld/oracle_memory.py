@@ -8,24 +8,24 @@ descriptor. What differs between the conditions is the memory alone; noise, posi
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from random import Random
 
 import numpy as np
 import torch
 
 from evaluation.compare.statistics import Difference, Estimate, compare, estimate
 from pipeline.bank.bank import Bank
-from pipeline.bank.codec import Codec, build_codec
-from pipeline.bank.tiers import RamTier, Tier
+from pipeline.bank.codec import build_codec
+from pipeline.bank.tiers import RamTier
 from pipeline.build import load
 from pipeline.config import RunConfig, load_config
-from pipeline.kv_cache import KVCache
+from pipeline.kv_cache import KVCache, ring_frames
 from pipeline.noise import SeededNoise
 from pipeline.pipeline import Pipeline
 from pipeline.preflight import preflight
-from pipeline.retrieval import Retrieval, Selection
+from pipeline.retrieval import Retrieval
 from pipeline.selection import SELECTIONS
 from tinyworld.judging.latent_errors import latent_errors
+from tinyworld.places import NextSample, TruePlaces
 from tinyworld.training.vae import to_video
 from tinyworld.world.film import held_out
 from tinyworld.world.scene import ONE_LATENT, pixel_frames
@@ -103,54 +103,6 @@ def main() -> None:
     print(table(*summary(errors)))
 
 
-@dataclass
-class TruePlaces:
-    """Retrieval by the camera's truth: the candidates whose views are nearest to that of the block, or farthest.
-
-    Attributes:
-        camera: [B, F] pixels.
-        rule: near, far or none.
-    """
-
-    camera: np.ndarray
-    rule: str
-    block: int
-    end: int = 0
-
-    def add(self, latents: torch.Tensor) -> None:
-        self.end += latents.shape[1]
-
-    def drop(self, frame: int) -> None:
-        raise AssertionError("nothing is dropped from a bank without bounds")
-
-    def most_similar_pair(self, frames: Sequence[int]) -> tuple[int, int]:
-        raise AssertionError("a bank without bounds does not ask")
-
-    def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
-        place = self.camera[:, self.end : self.end + self.block].mean(1, keepdims=True)
-        distance = np.abs(self.camera[:, list(candidates)] - place)
-        if self.rule == "far":
-            distance = -distance
-        wanted = 0 if self.rule == "none" else k
-        frames, similarities = [], []
-        for row in distance:
-            ranked = np.argsort(row, kind="stable")[:wanted]
-            frames.append(tuple(candidates[i] for i in ranked))
-            similarities.append(tuple((-row[ranked]).tolist()))
-        return Selection(self.end, tuple(frames), tuple(similarities))
-
-
-class NextSample(Bank):
-    """A bank that hands out the records of the next sample of the batch."""
-
-    def __init__(self, tiers: Sequence[Tier], codec: Codec, batch: int) -> None:
-        super().__init__(tiers, codec)
-        self.batch = batch
-
-    def fetch(self, frame: int, sample: int, out: torch.Tensor) -> None:
-        super().fetch(frame, (sample + 1) % self.batch, out)
-
-
 def measure_errors(settings: OracleSettings, say: Callable[[str], None]) -> Errors:
     """Mean square error of the sampled latents for each condition, part of the picture and clip.
 
@@ -201,7 +153,8 @@ def sample(
     if rule in SELECTIONS:
         index = Retrieval(pipe.descriptor, SELECTIONS[rule])
     else:
-        index = TruePlaces(camera, rule, pipe.policy.block)
+        at_hand = ring_frames(pipe.policy) if of_the_next_sample else 0
+        index = TruePlaces(camera, rule, pipe.policy.block, at_hand)
     noise = SeededNoise(pipe.config.seed, [(clip, 0) for clip in clips])
     generation = pipe.start_from(pipe.prompt_embeds(captions), noise, index, cache)
     made = {}

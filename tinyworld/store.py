@@ -43,17 +43,24 @@ class Store:
                 prompt, sample = path.stem.split("-")
                 self.results[int(prompt), int(sample)] = result
 
-    def missing(self, units: Sequence[Unit]) -> list[Unit]:
-        """Those of the units that have no result yet."""
-        return [unit for unit in units if unit not in self.results]
+    def path(self, unit: Unit) -> Path:
+        """The file of a video's result."""
+        prompt, sample = unit
+        return self.folder / f"{prompt:05d}-{sample}.json"
+
+    def has(self, unit: Unit) -> bool:
+        """Whether there is a result of a video, by now and by any process."""
+        if unit in self.results:
+            return True
+        result = _read(self.path(unit))
+        return result is not None and result.get(MADE_OF) == self.made_of
 
     def write(self, unit: Unit, result: Mapping[str, float | None]) -> None:
         """Keep a video's result."""
         about = self.folder / "row.json"
         if _read(about) != self.about:
             write_json(about, self.about)
-        prompt, sample = unit
-        write_json(self.folder / f"{prompt:05d}-{sample}.json", {MADE_OF: self.made_of, **result})
+        write_json(self.path(unit), {MADE_OF: self.made_of, **result})
         self.results[unit] = dict(result)
 
     def read(self, units: Sequence[Unit]) -> dict[Unit, dict[str, float | None]]:

@@ -22,13 +22,16 @@ def main() -> None:
     arguments = parser.parse_args()
     vae = load_vae(arguments.vae)
     folder = require_writable(arguments.folder)
+    files = []
     for index in range(arguments.clips):
         clip = held_out(index, pixel_frames(arguments.frames))
         latents = encode(vae, clip.video[None])[0]  # [F, C, h, w]
         path = folder / f"latent_{index:06d}.pt"
+        files.append({"file": path.name, "prompt": clip.caption})
         camera = clip.camera[::ONE_LATENT].tolist()
         write_json(path.with_suffix(".truth.json"), {"camera": camera, "view": VIEW, "loop": None})
         save_tensors(path, latents.bfloat16())
+    write_json(folder / "manifest.json", {"files": files})
 
 
 if __name__ == "__main__":

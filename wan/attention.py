@@ -9,18 +9,25 @@ NATIVE = AttentionBackendName.NATIVE  # PyTorch's scaled_dot_product_attention
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: AttentionBackendName = NATIVE
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    backend: AttentionBackendName = NATIVE,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Scaled dot-product attention without a mask.
+    """Scaled dot-product attention.
 
     Args:
         q: [B, T, heads, head_dim]
         k, v: [B, S, heads, head_dim]
+        bias: added to the logits, [B, heads, T, S] or 1 in place of any; for `NATIVE` alone.
 
     Returns:
         [B, T, heads, head_dim]
     """
-    return dispatch_attention_fn(q, k, v, backend=backend)
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    return dispatch_attention_fn(q, k, v, attn_mask=bias, backend=backend)
 
 
 def find_backend(name: str) -> AttentionBackendName:

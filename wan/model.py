@@ -26,12 +26,14 @@ TextKV = Sequence[tuple[torch.Tensor, torch.Tensor]]  # per layer: k and v, [B, 
 class Attended(NamedTuple):
     """What one layer's self-attention works on: rotated queries and keys, and values, each [B, T, heads, head_dim].
 
-    Blocks may be folded into the batch as long as reshaping restores the order of q.
+    Blocks may be folded into the batch as long as reshaping restores the order of q. `bias`, where there is one, is
+    added to the logits: [B, heads, T, S], or 1 in place of any of them.
     """
 
     q: torch.Tensor
     keys: torch.Tensor
     values: torch.Tensor
+    bias: torch.Tensor | None = None
 
 
 class Context(Protocol):
@@ -249,7 +251,8 @@ class SelfAttention(Attention):
 
     def forward(self, x: torch.Tensor, context: Context, layer: int) -> torch.Tensor:
         q, k, v = self.exchange.to_heads(*self.project(x))  # all tokens of some heads, or all heads
-        attended = attention(*context.update(layer, q, k, v), self.backend).reshape(q.shape)
+        rotated_q, keys, values, bias = context.update(layer, q, k, v)
+        attended = attention(rotated_q, keys, values, self.backend, bias).reshape(q.shape)
         return self.o(self.exchange.to_tokens(attended).flatten(2))
 
 

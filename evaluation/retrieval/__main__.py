@@ -19,6 +19,9 @@ Rules: random, recency, uniform, avg_pool, and one for each kind of checkpoint, 
 (reconstruction only), AE+delta, AE+delta+smooth. NAME=FILE names it otherwise; checkpoints of one name are its seeds.
 Of avg_pool and of each encoder the most similar frames are judged, and `around`: those beside the most similar one.
 
+A checkpoint of CONFIG=ae/configs/utility.yaml is the rule `useful`. Where latent_000007.gains.json lies beside
+latent_000007.pt (python -m evaluation.retrieval.gains), the rules are judged by what their frames gain as well.
+
 Where latent_000007.truth.json lies beside latent_000007.pt, it is known which frames show the same place:
 {"camera": [left edge of the view, for each latent frame], "view": its width, "loop": length of the scene or null}"""
 
@@ -95,7 +98,7 @@ def _load(
     """The rules, in the ablation's order, and the files that none of their encoders was trained on."""
     from ae.dataset import find_latents, open_latents
     from ae.model import read_checkpoint
-    from evaluation.retrieval.engine import Describe, load_average, load_descriptor
+    from evaluation.retrieval.engine import Describe, load_average, load_descriptor, load_useful
     from evaluation.retrieval.judge import BASELINE, Rule
 
     paths = find_latents(args.data)
@@ -108,7 +111,9 @@ def _load(
         name = name or training_name(content.get("config") or {})
         if name == BASELINE:
             raise UserError(f"a checkpoint is named {BASELINE}, as the rule without one; give it another name")
-        described.setdefault(name, []).append(load_descriptor(path, shape, device))
+        is_asking = (content.get("config") or {}).get("objective") == "usefulness"
+        loader = load_useful if is_asking else load_descriptor
+        described.setdefault(name, []).append(loader(path, shape, device))
         if "files" in content:
             trained_on.update(content["files"]["train"])
         else:
@@ -130,6 +135,8 @@ def _load(
 
 def training_name(config: Mapping[str, Any]) -> str:
     """The ablation's name for an encoder, after the losses it was trained with."""
+    if config.get("objective") == "usefulness":
+        return "useful"
     parts = ["AE"]
     for part in ("delta", "smooth"):
         if config.get(f"{part}_weight"):

@@ -10,7 +10,7 @@ from random import Random
 
 import torch
 
-from pipeline.descriptors import AutoEncoder, AvgPool, Describe
+from pipeline.descriptors import Asking, AutoEncoder, AvgPool, Describe, Useful
 from pipeline.policies import RetrievedMemory
 from pipeline.retrieval import Retrieval
 from pipeline.selection import SELECTIONS
@@ -68,17 +68,25 @@ def load_descriptor(path: str | Path, shape: Sequence[int], device: torch.device
     return AutoEncoder(ae_ckpt=str(path)).load(tuple(shape), device)
 
 
-def replay(descriptors: torch.Tensor, blocks: Sequence[Block], selection: str, draw: str) -> list[tuple[int, ...]]:
+def load_useful(path: str | Path, shape: Sequence[int], device: torch.device | str) -> Describe:
+    """The descriptor of an encoder of usefulness, for latent frames of `shape` [C, H, W]."""
+    return Useful(useful_ckpt=str(path)).load(tuple(shape), device)
+
+
+def replay(
+    descriptors: torch.Tensor, blocks: Sequence[Block], selection: str, draw: str, asking: Asking | None = None
+) -> list[tuple[int, ...]]:
     """The frames that a rule retrieves for each block of a clip, best first.
 
     Args:
-        descriptors: [F, D], of every frame.
+        descriptors: [F, D], of every frame; with `asking`, the latents [F, C, H, W] that it describes itself.
         selection: name of a rule in `pipeline.selection.SELECTIONS`.
         draw: what tells one draw of a random rule from another; the block's start tells its blocks apart.
     """
     retrieved = []
     described = 0
-    index = Retrieval(lambda vectors: vectors, SELECTIONS[selection])  # they are described already
+    described_already = asking or (lambda vectors: vectors)
+    index = Retrieval(described_already, SELECTIONS[selection])
     for block in blocks:
         start = block.frames.start
         index.add(descriptors[None, described:start])

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ae.usefulness_train import SUFFIX, read_gains
 from evaluation.compare.statistics import Estimate, estimate_crossed
 from evaluation.retrieval.clips import read_clips, read_views
 from evaluation.retrieval.engine import Block, Describe, blocks_with_a_choice, replay, sizes
 from evaluation.retrieval.measures import METRICS, Clip, similarity_by_distance
+from pipeline.descriptors import Asking
 from utils.errors import UserError
 
 BASELINE = "avg_pool"
@@ -42,12 +44,16 @@ class Rule:
         means = []
         for seed, describe in enumerate(self.describe):
             descriptors = describe(latents[None])[0].float().cpu()
-            retrieved = replay(descriptors, blocks, self.selection, draw=f"{name}/{seed}")
+            draw = f"{name}/{seed}"
+            if isinstance(describe, Asking):
+                retrieved = replay(latents, blocks, self.selection, draw, describe)
+            else:
+                retrieved = replay(descriptors, blocks, self.selection, draw)
             judged = []
             for block, frames in zip(blocks, retrieved, strict=True):
                 judged.append(clip.judge(block, frames))
                 self._count(block, frames)
-            means.append(mean_without_nan(np.array(judged), axis=0))
+            means.append(mean_without_nan(np.array(judged, float), axis=0))
             self.curves.append(similarity_by_distance(descriptors).numpy())
         self.values.append(np.stack(means))
 
@@ -77,7 +83,7 @@ def judge(rules: list[Rule], paths: list[Path], policy: Any, overlap: float, dev
         longest = max(longest, len(latents))
         if not blocks:
             continue
-        clip = Clip(latents, views, overlap)
+        clip = Clip(latents, views, overlap, gains_beside(path))
         clip_count += 1
         block_count += len(blocks)
         for rule in rules:
@@ -96,6 +102,16 @@ def judge(rules: list[Rule], paths: list[Path], policy: Any, overlap: float, dev
     }
 
 
+def gains_beside(path: Path) -> dict[int, dict[int, float]]:
+    """First frame of a block -> earlier frame -> its gain, as `evaluation.retrieval.gains` left them; empty without."""
+    if not path.with_suffix(SUFFIX).is_file():
+        return {}
+    found = {}
+    for block in read_gains(path):
+        found[block["start"]] = dict(zip(block["frames"], block["gains"], strict=True))
+    return found
+
+
 def summarise(rules: list[Rule]) -> dict[str, Any]:
     """For each rule and metric: mean and 95% interval, and the same of its gain over the baseline."""
     values = {}
@@ -104,7 +120,7 @@ def summarise(rules: list[Rule]) -> dict[str, Any]:
     baseline = mean_without_nan(values[BASELINE], axis=0)  # [clips, metrics]
     summaries = {}
     for rule in rules:
-        retrieved = sum(rule.tenths)
+        retrieved = max(sum(rule.tenths), 1)
         summaries[rule.name] = {
             "seeds": len(rule.describe),
             "metrics": _estimates(values[rule.name]),

@@ -113,12 +113,14 @@ class Bank:
 
     def _make_room(self, new: int) -> int:
         """Drop the frame that the rule names, which may be the new one; returns it."""
-        victim = self.rule(BankState(self.frames, new, self.seen, self.index.most_similar_pair))
+        pair = self.index.most_similar_pair if self.index is not None else None
+        victim = self.rule(BankState(self.frames, new, self.seen, pair))
         if victim != new:
             self._remove(victim)
             self.frames.remove(victim)
         self.transfers.dropped.append(victim)
-        self.index.drop(victim)
+        if self.index is not None:
+            self.index.drop(victim)
         return victim
 
     def _remove(self, frame: int) -> None:

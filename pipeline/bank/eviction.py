@@ -16,13 +16,13 @@ class BankState:
         kept: the frames in it, oldest first.
         new: the frame that comes.
         seen: how many frames have come so far, the new one included.
-        most_similar_pair: frames -> the two of them that are most similar.
+        most_similar_pair: frames -> the two of them that are most similar; None without a retrieval index.
     """
 
     kept: Sequence[int]
     new: int
     seen: int
-    most_similar_pair: Callable[[Sequence[int]], tuple[int, int]]
+    most_similar_pair: Callable[[Sequence[int]], tuple[int, int]] | None
 
 
 EvictionRule = Callable[[BankState], int]  # -> the victim: one of the frames kept, or the new one

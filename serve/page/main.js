@@ -6,7 +6,7 @@ import { startCompose } from "./compose.js";
 import { byId } from "./dom.js";
 import { startMemory } from "./memory.js";
 import { startStage, toggleLive, togglePlay } from "./stage.js";
-import { beside, changed, fetchBlocks, onChange, show, shown, state } from "./state.js";
+import { beside, changed, fetchBlocks, named, onChange, show, shown, state } from "./state.js";
 import { startTakes } from "./takes.js";
 import { startTrack } from "./track.js";
 
@@ -29,11 +29,14 @@ function hear(news) {
   if (news.all) state.takes.clear();
   for (const take of news.takes) state.takes.set(take.number, take);
   for (const number of news.gone) {
-    state.takes.delete(number);
+    for (const known of [state.takes, state.blocks, state.drift]) known.delete(number);
     if (state.shown === number || state.beside === number) show(null);
   }
   if (news.reports) problem(lookAgain);
-  if (state.shown === null && state.takes.size) show(Math.max(...state.takes.keys()));
+  if (state.shown === null && named() !== null) show(named());
+  const newest = Math.max(0, ...state.takes.keys());
+  const isComing = Number(location.hash.slice(1)) > newest; // a take that the address names ahead of time
+  if (state.shown === null && newest && !isComing) show(newest);
   changed();
 }
 
@@ -72,6 +75,7 @@ async function start() {
   onChange(needed);
   onChange(status);
   document.addEventListener("keydown", keys);
+  addEventListener("hashchange", () => named() !== null && named() !== state.shown && show(named()));
   follow(hear, (isLost) => say(isLost ? "the server does not answer; the page waits for it" : ""));
   changed();
   document.body.dataset.ready = "1";

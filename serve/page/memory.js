@@ -20,7 +20,8 @@ function draw() {
     fill(byId("memory"), el("p", { className: "soft" }, "What each block attends to is shown here."));
     return;
   }
-  fill(byId("memory"), ...takes.flatMap((take) => panels(take, takes.length > 1)));
+  const made = takes.map((take) => panels(take, takes.length > 1));
+  fill(byId("memory"), ...made.map(([context]) => context), ...made.map(([, over]) => over)); // contexts first
 }
 
 /** The block that is shown: the one in the making while it is followed, else the one of the picture. */
@@ -38,12 +39,13 @@ function chosen(take) {
 
 function panels(take, isOneOfTwo) {
   const view = chosen(take);
-  const heading = isOneOfTwo ? `take ${take.number} · ${take.request.method} · ${view.label}` : view.label;
+  const name = `take ${take.number} · ${take.request.method}`;
+  const heading = isOneOfTwo ? `${name} · ${view.label}` : view.label;
   const map = el("canvas", { width: 560, height: 400, role: "img", "aria-label": describeMap(take) });
   const curve = el("canvas", { width: 560, height: 120, role: "img", "aria-label": describeDrift(take) });
   const made = [
     el("div", { className: "panel" }, el("h3", {}, heading || "no block yet"), boxes(view.pieces), legend(view.pieces), thumbs(take, view)),
-    el("div", { className: "panel" }, el("h3", {}, "Retrieved over time"), map, el("h3", {}, "Drift so far"), curve, numbers(take, view)),
+    el("div", { className: "panel" }, el("h3", {}, isOneOfTwo ? `${name}: retrieved over time` : "Retrieved over time"), map, el("h3", {}, "Drift so far"), curve, numbers(take, view)),
   ];
   drawMap(map, take);
   drawDrift(curve, take);
@@ -52,15 +54,22 @@ function panels(take, isOneOfTwo) {
 
 function boxes(pieces) {
   const shownPositions = pieces.length <= 24;
-  const words = pieces.map((piece) => `${piece[0]} frame ${piece[1]} at position ${piece[2]}`).join(", ");
+  const words = pieces.map(([role, frame, position]) => `${role} ${nameOf(frame)} at position ${position}`).join(", ");
   const parts = pieces.map(([role, frame, position, pool]) => {
-    const title = `${role}: latent frame ${frame} (${seconds(pixel(frame) / state.choices.fps)}), temporal position ${position}`;
+    const place = position < 0 ? "the positions of what it is made of" : `temporal position ${position}`;
+    const title = `${role}: ${nameOf(frame)}, ${place}`;
     const box = el("i", { className: role, title: pool > 1 ? `${title}, pooled ${pool} x ${pool}` : title });
     if (pool > 1) box.style.flexGrow = 1 / (pool * pool);
-    if (shownPositions) box.append(el("span", {}, String(position)));
+    if (shownPositions && position >= 0) box.append(el("span", {}, String(position)));
     return box;
   });
   return el("div", { className: "boxes", role: "img", "aria-label": `context: ${words || "nothing"}` }, ...parts);
+}
+
+/** A piece's frame for a person; negative ones are merged of many frames. */
+function nameOf(frame) {
+  if (frame < 0) return `merged of frames that left, number ${-frame}`;
+  return `latent frame ${frame} (${seconds(pixel(frame) / state.choices.fps)})`;
 }
 
 function legend(pieces) {

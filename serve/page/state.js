@@ -63,7 +63,14 @@ export function show(number, other = null) {
   state.frame = 0;
   state.live = isMaking(take);
   state.playing = true;
+  if (take) history.replaceState(null, "", `#${number}`);
   changed();
+}
+
+/** The take that the address names, as soon as it is there. */
+export function named() {
+  const number = Number(location.hash.slice(1));
+  return state.takes.has(number) ? number : null;
 }
 
 export function isMaking(take) {
