@@ -154,7 +154,8 @@ def wrong_values(field: dataclasses.Field, kind: object) -> list[str]:
         return ["3", "word", "[1,2]"]
     if typing.get_origin(kind) in (list, tuple):
         of_one = wrong_values(field, inner[0]) if inner[0] in (int, float) else []
-        return ["word", "{a: 1}", "[[1],[2]]", "[{a: 1}]", "???", *(f"[{value}]" for value in of_one)]
+        of_words = [] if dataclasses.is_dataclass(inner[0]) else ["[{a: 1}]"]
+        return ["word", "{a: 1}", "[[1],[2]]", *of_words, "???", *(f"[{value}]" for value in of_one)]
     if typing.get_origin(kind) is dict:
         return ["word", "[1]"]
     scalar = kind if kind in (int, float, bool, str) else (inner or [None])[0]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -332,13 +333,17 @@ def test_what_measures_videos_ends_with_the_comparison(tmp_path, number, status)
     decoders = []
     while len(decoders) < 2:
         assert one.poll() is None
-        started = psutil.Process(one.pid).children(recursive=True)
-        decoders = [process for process in started if "ffmpeg" in process.name()]
+        measuring = []
+        decoders = []
+        for process in psutil.Process(one.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # a short-lived one, that looked for something
+                found = decoders if "ffmpeg" in process.name() else measuring
+                found.append(process)
     one.send_signal(number)
     _, said = one.communicate()
     assert one.returncode == status and (number == signal.SIGKILL or said.count("\n") == 1)
-    measuring = [process for process in started if process not in decoders]
     _, alive = psutil.wait_procs(measuring, timeout=30)
     assert measuring and not alive
     for process in decoders:  # each waits for its pipe to be opened, and would write to nobody
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
