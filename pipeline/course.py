@@ -9,6 +9,7 @@ from pipeline.preflight import Preflight
 from pipeline.prompts import Prompt
 from pipeline.record import Weights
 from pipeline.samples import Sample
+from pipeline.scenes import require_switch
 from pipeline.timeline import Grid, segments_of
 from utils.errors import UserError
 from utils.paths import read_path
@@ -36,6 +37,8 @@ def samples_of(found: Preflight, prompts: Sequence[Prompt], count: int = 1) -> t
     for prompt in prompts:
         segments = segments_of(prompt, grid, config.switch, config.segments, config.switch_frame_indices)
         scenes = tuple(segments) if len(segments) > 1 or segments[0].prompt != prompt.text else ()
+        for segment in segments[1:]:
+            require_switch(found.policy, segment.how)
         given = ()
         if path := _start(prompt, config.start):
             if config.vae == "tiny":

@@ -10,6 +10,7 @@ from pipeline.parent import Parent, read_parent
 from pipeline.prompts import Prompt
 from pipeline.record import Weights, content
 from pipeline.samples import Sample
+from pipeline.scenes import require_switch
 from pipeline.timeline import Grid, Segment, segments_of
 from utils.errors import UserError
 from utils.files import sha256
@@ -42,6 +43,8 @@ def fork(config: RunConfig, grid: Grid, format: LatentFormat, weights: Weights) 
     if stop is not None:
         given.append(Stored(parent.latents, range(stop, grid.frames), digest))
     scenes = _scenes(config, grid, parent, start, stop)
+    for segment in scenes[1:]:
+        require_switch(config.policy(), segment.how)
     record = parent.record
     text = " | ".join(segment.prompt for segment in scenes)
     sample = Sample(text, record["prompt_index"], record["sample"], tuple(scenes), tuple(given))

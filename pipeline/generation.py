@@ -18,9 +18,8 @@ from pipeline.kv_cache import Cache
 from pipeline.noise import NoiseAhead, NoiseSource, SeededNoise
 from pipeline.retrieval import Index, Selection
 from pipeline.sampler import Sampler
-from pipeline.scenes import SWITCHES, Scene, whole_plan
+from pipeline.scenes import SWITCHES, Scene, require_switch, whole_plan
 from utils.errors import UserError
-from utils.settings import require_choice
 from utils.tensors import save_tensors
 from wan.model import CausalWanModel, TextKV
 
@@ -174,7 +173,7 @@ class Generation:
         Raises:
             UserError: no such rule.
         """
-        require_choice("how", how, SWITCHES)
+        require_switch(self.policy, how)
         prompt_embeds = prompt
         if not isinstance(prompt, torch.Tensor):
             prompt_embeds = self.embed([prompt] * self.shape[0] if isinstance(prompt, str) else prompt)

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.context import LOCAL, OWN, SINK, ContextPlan, Piece, sink
+from pipeline.context import LOCAL, OWN, SINK, ContextPlan, ContextPolicy, Piece, sink
+from utils.errors import UserError
+from utils.settings import require_choice
 
 if TYPE_CHECKING:
     from pipeline.generation import Generation
@@ -93,7 +95,7 @@ def recache_sink(generation: "Generation") -> None:
     """The same with nothing left of the old prompt: the window's first frames become the sink (LongLive)."""
     policy, start = generation.policy, generation.start
     frames = range(max(start - policy.local_size - policy.sink_size, 0), start)
-    new_sink = tuple(frames[: policy.sink_size])
+    new_sink = tuple(range(frames.start, frames.start + policy.sink_size))  # early on, frames to come are among them
     generation.cache.pin(new_sink)
     generation.scene = replace(generation.scene, sink=new_sink)
     generation.recommit(frames)
@@ -106,6 +108,20 @@ SWITCHES: dict[str, Callable[["Generation"], None]] = {
     "recache": recache,
     "recache_sink": recache_sink,
 }
+
+
+def require_switch(policy: ContextPolicy, how: str) -> None:
+    """Refuse a rule that is none, or means nothing for a policy.
+
+    Raises:
+        UserError: names both.
+    """
+    require_choice("switch", how, SWITCHES)
+    if how == "recache_sink" and policy.pinned != policy.sink_size:
+        raise UserError(
+            f"switch recache_sink makes the window's first frames the sink, and this method keeps {policy.pinned} "
+            f"first frames where sink_size is {policy.sink_size}; use recache, text, flush or cut"
+        )
 
 
 def whole_plan(frames: range, past: tuple[Piece, ...]) -> ContextPlan:
