@@ -186,17 +186,18 @@ def test_names_and_folders_may_hold_an_equals_sign(tmp_path, monkeypatch):
     for folder in ("cfg=6", "plain", "a=b=c"):
         touch(tmp_path / folder, "00000-0.mp4")
     split = {}
-    for argument in ("cfg=6", "mine=cfg=6", "x=y=plain", "=plain", "a=b=c", "a=a=b=c", "plain"):
+    for argument in ("cfg=6", "mine=cfg=6", "x=y=plain", "a=b=c", "a=a=b=c", "plain"):
         split[argument] = split_name(argument, "")
     assert split == {
         "cfg=6": ("", Path("cfg=6")),
         "mine=cfg=6": ("mine", Path("cfg=6")),
         "x=y=plain": ("x=y", Path("plain")),
-        "=plain": ("", Path("plain")),
         "a=b=c": ("", Path("a=b=c")),
         "a=a=b=c": ("a", Path("a=b=c")),
         "plain": ("", Path("plain")),
     }
+    with pytest.raises(UserError, match="'=plain' has no name before the ="):
+        split_name("=plain", "")
     with pytest.raises(UserError, match="cfg=7 does not exist; try again"):
         split_name("mine=cfg=7", "try again")
     methods, _ = find(["cfg=6", "mine=cfg=6", "=plain"])

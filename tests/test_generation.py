@@ -54,7 +54,7 @@ def plain_cache(pipeline: Pipeline, batch: int, index: object) -> PlainCache:
     return PlainCache(pipeline.frame_shape(batch))
 
 
-@pytest.mark.parametrize("method", DESCRIPTORS)
+@pytest.mark.parametrize("method", [name for name in DESCRIPTORS if name != "useful"])  # see test_usefulness.py
 def test_retrieved_frames_change_the_video(root, settings, method, monkeypatch):
     pipeline = with_memory(root, settings, method)
     sample = Sample(PROMPTS[0])

@@ -178,4 +178,8 @@ def test_relative_paths_are_the_callers(tmp_path, linked):
     run = start("bash", launcher, "tinyworld", "native", *short, cwd=tmp_path, HOME=str(tmp_path))
     _, err = run.communicate()
     assert run.returncode == 0, err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00000-0.json", "00000-0.mp4"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "00000-0.json",
+        "00000-0.latents.npy",
+        "00000-0.mp4",
+    ]

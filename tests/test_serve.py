@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ class Server:
         body = content if isinstance(content, bytes) or content is None else json.dumps(content).encode()
         if not isinstance(content, bytes) and content is not None:
             headers = {"content-type": "application/json"} | headers
-        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        with suppress(BrokenPipeError, ConnectionResetError):  # it may answer before it has taken all of a body
+            connection.request(method, path, body, named)
         answer = connection.getresponse()
         found = answer.read()
         connection.close()

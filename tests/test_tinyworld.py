@@ -10,7 +10,7 @@ from torch.nn.functional import adaptive_avg_pool3d
 
 from tinyworld.judging.detect import detect_subjects
 from tinyworld.training.corpus import Corpus, encode_corpus, normalised
-from tinyworld.training.gallery import paint_galleries
+from tinyworld.training.gallery import load_gallery, paint_galleries
 from tinyworld.training.settings import LatentSettings, VaeSettings, WorldSettings
 from tinyworld.training.text_encoder import build_tokenizer
 from tinyworld.training.vae import build as build_vae
@@ -124,7 +124,8 @@ def test_what_is_encoded_is_what_the_caption_says(tmp_path, monkeypatch):
     paint_galleries(WorldSettings(scenes=5, held_out=1), tmp_path)
     vae = build_vae(VaeSettings(base_dim=8, z_dim=3))
     latent_settings = LatentSettings(clips=4, frames=6, starts=3, start_frames=3, batch=2)
-    for corpus, first in zip(encode_corpus(vae, latent_settings, tmp_path), (0, 4), strict=True):
+    scenes = load_gallery(tmp_path, "panoramas", 0)
+    for corpus, first in zip(encode_corpus(vae, scenes, latent_settings, tmp_path), (0, 4), strict=True):
         for i, (latents, text) in enumerate(zip(corpus.latents, corpus.captions, strict=True)):
             clip = Clip(draw_scene(i), draw_shot(first + i), 9)
             assert text == clip.caption

@@ -87,7 +87,7 @@ class BenchmarkSettings(Settings):
                 raise UserError(f"row '{name}' in {CONFIG} cannot be a folder's name; use letters, digits, _ and -")
             if self.rows[name].holds:
                 require_choice(f"rows.{name}.holds", self.rows[name].holds, MEMORIES)
-                if not self.run_config(self.rows[name]).policy().retrieves:
+                if not self.run_config(name).policy().retrieves:
                     raise UserError(f"row '{name}' in {CONFIG} holds something and its config retrieves nothing")
         for name in self.only:
             require_choice("only", name, self.rows)
