@@ -200,7 +200,7 @@ def test_names_and_folders_may_hold_an_equals_sign(tmp_path, monkeypatch):
         split_name("=plain", "")
     with pytest.raises(UserError, match="cfg=7 does not exist; try again"):
         split_name("mine=cfg=7", "try again")
-    methods, _ = find(["cfg=6", "mine=cfg=6", "=plain"])
+    methods, _ = find(["cfg=6", "mine=cfg=6", "plain"])
     assert [method.name for method in methods] == ["cfg=6", "mine", "plain"]
 
 
