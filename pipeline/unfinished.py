@@ -1,6 +1,6 @@
 """What there is of a video that is not finished yet, so that a killed run goes on inside it.
 
-A hidden folder `.NAME.making/` beside the video's place holds its latents, which grow block by block, and the
+A hidden folder `.NAME.mp4/` beside the video's place holds its latents, which grow block by block, and the
 segments of it that are decoded and encoded. It is gone when the video is finished.
 """
 
@@ -32,7 +32,7 @@ class Unfinished:
     """
 
     def __init__(self, path: Path, made_of: Mapping[str, Any]) -> None:
-        self.folder = path.with_name(f".{path.stem}.making")
+        self.folder = path.with_name(f".{path.name}")
         self.made_of = json.loads(json.dumps(made_of))
         self.latents_path = self.folder / "latents.npy"
         self.latents: LatentFile | None = None

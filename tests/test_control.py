@@ -182,10 +182,10 @@ def test_work_of_other_settings_is_not_taken_for_this_runs(config, tmp_path, mon
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("pipeline.sinks.Film", Dies)
         call(config, f"output_folder={tmp_path}")
-    left = sorted(path.name for path in (tmp_path / ".00000-0.making").iterdir())
+    left = sorted(path.name for path in (tmp_path / ".00000-0.mp4").iterdir())
     with pytest.raises(UserError, match="was made with seed 0, and this run has 7"):
         call(config, f"output_folder={tmp_path}", "seed=7")
-    assert sorted(path.name for path in (tmp_path / ".00000-0.making").iterdir()) == left
+    assert sorted(path.name for path in (tmp_path / ".00000-0.mp4").iterdir()) == left
     call(config, f"output_folder={tmp_path}", "seed=7", "skip_existing=false")
     assert record_in(tmp_path)["seed"] == 7
 

@@ -161,7 +161,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished_and_resumes(config, tmp
         [sys.executable, "inference.py", config, f"output_folder={tmp_path}", "num_output_frames=240"],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
     )  # fmt: skip
-    while not list(tmp_path.glob(".*.making/.*.partial.mp4")) and run.poll() is None:
+    while not list(tmp_path.glob(".*.mp4/.*.partial.mp4")) and run.poll() is None:
         time.sleep(0.05)  # until the first video is being written
     run.send_signal(signal.SIGKILL)
     run.wait()

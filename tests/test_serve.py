@@ -186,7 +186,7 @@ def test_a_take_among_hostile_clients_and_a_kill_equals_a_run(server, folder, ki
     number, outcomes = killed
     server.finish(number)
     same_files(folder / f"{number:04d}", whole)
-    assert not list((folder / f"{number:04d}").glob(".*.making"))
+    assert not list((folder / f"{number:04d}").glob(".*.mp4"))
     assert set(outcomes["1 GB"]) == {"413"} and set(outcomes["endless"]) <= {"413", "503", ""}
     assert set(outcomes["other origin"]) == set(outcomes["other name"]) == {"403"}
     assert set(outcomes["garbage"]) <= {"400", ""} and set(outcomes["vanishes"]) <= {"400", ""}
