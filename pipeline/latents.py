@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.files import atomic
+from utils.files import atomic, write_fault
 
 DTYPE = np.dtype("<f4")
 
@@ -41,11 +41,14 @@ class LatentFile:
         """Write frames [f, C, H, W] from place `start` on; what was there from it on is gone."""
         assert start <= self.frames, "blocks come in order"
         content = np.ascontiguousarray(latents.numpy(), DTYPE)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "r+b") as file:
-            file.truncate(self.offset + start * self.frame_bytes)
-            file.seek(0, os.SEEK_END)
-            file.write(content.tobytes())
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
+            with os.fdopen(descriptor, "r+b") as file:
+                file.truncate(self.offset + start * self.frame_bytes)
+                file.seek(0, os.SEEK_END)
+                file.write(content.tobytes())
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {write_fault(error, self.path)}") from error
 
 
 def open_latents(path: Path) -> torch.Tensor:
