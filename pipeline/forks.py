@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from pathlib import Path
 
 from pipeline.config import RunConfig
 from pipeline.given import Given, Stored
@@ -12,8 +13,8 @@ from pipeline.record import Weights, content
 from pipeline.samples import Sample
 from pipeline.scenes import require_switch
 from pipeline.timeline import Grid, Segment, segments_of
+from utils.cache import sha256_once
 from utils.errors import UserError
-from utils.files import sha256
 from wan.params import LatentFormat
 
 SHARED = ("generator_ckpt", "lora_ckpt", "VAE", "tiny_vae_ckpt", "text encoder", "tokenizer")  # roles of weight files
@@ -38,7 +39,8 @@ def fork(config: RunConfig, grid: Grid, format: LatentFormat, weights: Weights) 
     needed = start if stop is None else grid.frames
     if len(latents) < needed:
         raise UserError(f"from {parent.latents} has {len(latents)} latent frames; {needed} are to be taken of it")
-    digest = sha256(parent.latents)
+    cache = Path(config.text_cache).expanduser() / "digests" if config.text_cache else None
+    digest = sha256_once(parent.latents, cache)
     given: list[Given] = [Stored(parent.latents, range(start), digest)] if start else []
     if stop is not None:
         given.append(Stored(parent.latents, range(stop, grid.frames), digest))

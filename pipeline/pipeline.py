@@ -156,8 +156,11 @@ class Pipeline:
         """
         generation = self.start(samples, noise)
         generation.kept = None  # memory does not grow with the video's length
-        script = Script(_listed(samples), made, self.vae)
-        while generation.start < self.config.num_output_frames:
+        yield from self.go_on(generation, Script(_listed(samples), made, self.vae), self.config.num_output_frames)
+
+    def go_on(self, generation: Generation, script: Script, end: int) -> Iterator[LatentBlock]:
+        """Make a generation's blocks up to latent frame `end`, sampled or given as its script has them."""
+        while generation.start < end:
             if switch := script.switch(generation.start):
                 prompts, how = switch
                 generation.switch(self.prompt_embeds(prompts), how)

@@ -23,9 +23,10 @@ from pipeline.memory_plot import plot_memory
 from pipeline.pipeline import Pipeline
 from pipeline.record import Weights, made_of, record_run
 from pipeline.samples import Sample
-from pipeline.unfinished import Unfinished
+from pipeline.unfinished import Unfinished, segment_ends
 from utils.background import Background
 from utils.clock import Clock
+from utils.errors import UserError
 from utils.files import publish, require_writable, write_json
 from utils.optional import best_effort
 from utils.streams import SideStream
@@ -66,6 +67,7 @@ class VideoSink:
         names: sample -> name.
         weights: gives the names and digests of the weight files, once they are needed.
         watch: is shown each block's frames [B, T, H, W, 3] in bytes on their way to the file.
+        past: what there is of another video, with which these begin; their blocks come from there on.
     """
 
     folder: Path
@@ -73,6 +75,7 @@ class VideoSink:
     config: RunConfig
     weights: Callable[[], Weights]
     watch: Watch | None = None
+    past: Unfinished | None = None
 
     def path(self, sample: Sample) -> Path:
         return self.folder / f"{self.names[sample]}.mp4"
@@ -113,10 +116,14 @@ class VideoSink:
             if sample in wanted:
                 making[number] = self._unfinished(sample)
         clock = Clock(pipeline.device)
-        count = -(-self.config.blocks // self.config.segment_blocks)
-        self._shoot(pipeline, batch, making, blocks, on_block, clock)
+        shape = (self.config.num_output_frames, *pipeline.format.shape(self.config.height, self.config.width))
+        for unfinished in making.values():
+            unfinished.begin(shape, self.past)
+        begun = min((unfinished.ends for unfinished in making.values()), key=len)
+        ends = segment_ends(self.config.blocks, self.config.segment_blocks, begun)
+        self._shoot(pipeline, batch, making, blocks, on_block, clock, ends)
         for number, unfinished in making.items():
-            self._finish(pipeline, batch[number], unfinished, count, clock.seconds)
+            self._finish(pipeline, batch[number], unfinished, len(ends), clock.seconds)
 
     def _shoot(
         self,
@@ -126,14 +133,15 @@ class VideoSink:
         blocks: Iterable[LatentBlock],
         on_block: OnBlock,
         clock: Clock,
+        ends: Sequence[int],
     ) -> None:
         """Make what is missing of the segments of a batch's videos."""
-        shape = pipeline.format.shape(self.config.height, self.config.width)
         known = min(unfinished.frames for unfinished in making.values())
-        for unfinished in making.values():
-            unfinished.begin((self.config.num_output_frames, *shape))
         segments, states = _decoded(making, len(batch))
-        film = Film(pipeline, making, segments, states, known, clock, self.watch)
+        if self.past is not None and not segments:
+            raise UserError(f"{self.past.folder} has no decoder's state that can be read; delete it and start again")
+        film = Film(pipeline, making, segments, states, known, clock, ends, self.watch)
+        film.block = self.past.ends[-1] if self.past else 0
         side = SideStream(pipeline.device, "decode")
 
         def take(block: LatentBlock, ready: AbstractContextManager) -> None:
