@@ -41,7 +41,7 @@ class Film:
         watch: Watch | None = None,
     ) -> None:
         self.config, self.making, self.known, self.clock = pipeline.config, making, known, clock
-        self.ends, self.watch = ends, watch
+        self.ends, self.watch, self.about = ends, watch, pipeline.about
         self.decoder = start_decoder(pipeline.vae)
         if states:
             self.decoder.restore(states)
@@ -63,6 +63,8 @@ class Film:
             for number, unfinished in self.making.items():
                 if block.plan.start >= self.known:
                     unfinished.write(block.plan.start, latents[number])
+                if block.state is not None:
+                    unfinished.keep(block.state, self.about)
             frames = None
             if self.block >= self.skipped:
                 frames = to_uint8(self.decoder(block.latents))

@@ -3,7 +3,7 @@
 A video's blocks are sampled or given; see `pipeline.generation`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -47,11 +47,21 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Stored:
-    """Latents in a file, at the same places: of a video (`.npy`, which may still grow) or of a corpus (`.pt`)."""
+    """Latents in a file, at the same places: of a video (`.npy`, which may still grow) or of a corpus (`.pt`).
+
+    Attributes:
+        digest: of the file.
+        seed: of the finished video whose blocks these are; its noise chose what they retrieved. None: of none.
+        state: latent frame, and what that video's generation held before it.
+        records: what is on record of the blocks before.
+    """
 
     path: Path
     frames: range
-    digest: str = ""  # of the file
+    digest: str = ""
+    seed: int | None = None
+    state: tuple[int, Path] | None = None
+    records: Sequence[Mapping[str, Any]] = ()
 
     def describe(self) -> dict[str, Any]:
         return {"file": str(self.path), "sha256": self.digest, "frames": [self.frames.start, self.frames.stop]}

@@ -23,6 +23,7 @@ from pipeline.memory_plot import plot_memory
 from pipeline.pipeline import Pipeline
 from pipeline.record import Weights, made_of, record_run
 from pipeline.samples import Sample
+from pipeline.state import states_beside
 from pipeline.unfinished import Unfinished, segment_ends
 from utils.background import Background
 from utils.clock import Clock
@@ -61,7 +62,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class VideoSink:
-    """`NAME-N.mp4` with `NAME-N.json`, `NAME-N.latents.npy` and, with retrieval, `NAME-N.memory.png`.
+    """`NAME-N.mp4` with `NAME-N.json`, `NAME-N.latents.npy`, with retrieval `NAME-N.memory.png`, and kept states.
 
     Attributes:
         names: sample -> name.
@@ -174,6 +175,10 @@ class VideoSink:
         path.unlink(missing_ok=True)  # never pair an old video with the new record
         if self.config.keep_latents and unfinished.latents_path.exists():
             os.replace(unfinished.latents_path, latents_beside(path))
+        for old in states_beside(path).values():
+            old.unlink(missing_ok=True)
+        for state in unfinished.states:
+            os.replace(state, path.with_name(f"{path.stem}.{state.name}"))
         write_json(path.with_suffix(".json"), record)
         publish(whole, path)
         unfinished.discard()

@@ -6,7 +6,7 @@ segments of it that are decoded and encoded. It is gone when the video is finish
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import torch
 
 from pipeline.decode import State
 from pipeline.latents import LatentFile, open_latents
+from pipeline.state import STATE, GenerationState
 from utils.errors import UserError
 from utils.files import atomic, require_writable, write_json
 from utils.provenance import require_same
 from utils.temporary import sweep
-from utils.tensors import save_tensors
+from utils.tensors import digest, save_tensors
 
 REMEDY = "name another output_folder=, start anew with skip_existing=false, or delete it"
 
@@ -135,6 +136,23 @@ class Unfinished:
     def write(self, start: int, latents: torch.Tensor) -> None:
         """Keep a block's latents [f, C, H, W] from frame `start` on."""
         self.latents.write(start, latents)
+
+    def keep(self, state: GenerationState, about: Callable[[], dict[str, Any]]) -> None:
+        """Keep what a generation holds after the latents that are there now.
+
+        Args:
+            about: says what it depends on beside them.
+        """
+        start = state.values["start"]
+        path = self.folder / f"{start}{STATE}"
+        if not path.exists():
+            latents = open_latents(self.latents_path)[:start]
+            state.save(path, about() | {"latents": digest(latents)})
+
+    @property
+    def states(self) -> list[Path]:
+        """The files of what was kept."""
+        return sorted(self.folder.glob(f"[0-9]*{STATE}"))
 
     def end_segment(self, number: int, blocks: Sequence[dict], frames: int, state: State | None) -> None:
         """A segment's video is written: keep what was said of its blocks, and the decoder's state after it.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.futures.past import commit, make
+from evaluation.futures.past import commit, make, waiting
 from evaluation.futures.plan import Future, Past, pasts_of
 from evaluation.futures.settings import FuturesSettings, read_command_line
 from evaluation.report.write import report
@@ -42,12 +42,12 @@ def main() -> None:
     folder = require_writable(settings.folder, need_bytes=1 << 24)
     with claim(folder, about(settings, pasts)) as held:
         make_all(pasts, folder, held)
-    if any(missing(past) for past in pasts):
-        print("the rest is being made by another process, which will compare them", flush=True)
-        return
     columns: dict[str, str] = {}
     for past in pasts:
         for future in past.futures:
+            if not future.path.exists():
+                print("the rest is being made by another process, which will compare them", flush=True)
+                return
             columns[future.column] = f"{future.column}={future.path.parent}"
     report(list(columns.values()), folder, settings.workers or os.cpu_count() or 1)
 
@@ -79,7 +79,10 @@ def make_all(pasts: Sequence[Past], folder: Path, held: Claim) -> None:
     pipeline = None
     method = ""
     for past in pasts:
-        if not missing(past) or not held.take(past.name):
+        if not held.take(past.name):
+            continue
+        if not missing(past):
+            waiting(past, folder).discard()  # a kill came between the last future and this
             continue
         if method != past.method:
             method, pipeline = past.method, None  # free it before the next one is loaded
@@ -100,7 +103,7 @@ def make_past(past: Past, pipeline: Pipeline, folder: Path, progress: Progress) 
         progress.begin(f"{future.column}/{future.name}", 1)
         make(past, future, committed, pipeline, progress)
         progress.end()
-    committed.kept.discard()
+    waiting(past, folder).discard()
 
 
 def _prompts(pasts: Sequence[Past], method: str) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation.futures.plan import Future, Past
+from pipeline.config import RunConfig
 from pipeline.film import Film
 from pipeline.generation import Generation, LatentBlock
 from pipeline.noise import SeededNoise
@@ -30,24 +31,24 @@ class Committed:
     kept: Unfinished
 
 
-def commit(past: Past, pipeline: Pipeline, folder: Path) -> Committed:
-    """Give a past's blocks to a generation, and decode them if that was not done before.
+def waiting(past: Past, folder: Path) -> Unfinished:
+    """The hidden folder in which a past waits for the last of its futures."""
+    return Unfinished(folder / f"{past.name}.mp4", made_of(_config(past), past.sample, past.weights))
 
-    Args:
-        folder: the past waits there, in a hidden folder of its own, for the last of its futures.
-    """
-    sample, seed = past.sample, past.parent.record["seed"]
-    config = replace(past.futures[0].config, prompt=None, seed=seed)
+
+def commit(past: Past, pipeline: Pipeline, folder: Path) -> Committed:
+    """Give a past's blocks to a generation, and decode them if that was not done before."""
+    sample, config = past.sample, _config(past)
     pipeline = replace(pipeline, config=config)
-    kept = Unfinished(folder / f"{past.name}.mp4", made_of(config, sample, past.weights))
+    kept = waiting(past, folder)
     kept.check(start_anew=not config.skip_existing)
     known, segments = kept.frames, kept.segments
     kept.begin(_shape(pipeline))
-    generation = pipeline.start(sample, SeededNoise(seed, [(sample.index, sample.number)]))
+    generation = pipeline.start(sample)
     generation.kept = None
     film = Film(pipeline, {0: kept}, segments, [], known, Clock(pipeline.device), [past.blocks, config.blocks])
     try:
-        for block in pipeline.go_on(generation, Script([sample], (), pipeline.vae), past.frames):
+        for block in pipeline.past(generation, sample, Script([sample], (), pipeline.vae)):
             film.take(block, nullcontext())
     finally:
         film.discard()
@@ -68,6 +69,11 @@ def make(past: Past, future: Future, committed: Committed, pipeline: Pipeline, p
         progress.step(block.memory_bytes, retrieved, block.transfers.dropped)
 
     sink.write(pipeline, batch, batch, blocks, tell)
+
+
+def _config(past: Past) -> RunConfig:
+    """The settings of a past alone."""
+    return replace(past.futures[0].config, prompt=None, seed=past.sample.past.seed)
 
 
 def _shape(pipeline: Pipeline) -> tuple[int, int, int, int]:

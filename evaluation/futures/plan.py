@@ -58,7 +58,7 @@ class Past:
     @property
     def frames(self) -> int:
         """Latent frames of the past."""
-        return self.futures[0].sample.given[0].frames.stop
+        return self.futures[0].sample.past.frames.stop
 
     @property
     def blocks(self) -> int:

@@ -18,6 +18,7 @@ OTHERS = {  # settings of a run that are said otherwise here
     "data_path": "from=",
     "batch_size": "nothing: each future is made alone",
     "num_samples": "seeds=[...]",
+    "keep_state": "it to the parent's own run",
 }
 
 
