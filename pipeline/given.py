@@ -23,6 +23,7 @@ from wan.vae import StreamingEncoder
 
 if TYPE_CHECKING:
     from pipeline.autoencoders import VAE
+    from pipeline.config import RunConfig
 
 LATENTS = (".pt", ".pth", ".npy")
 AT_ONCE = 16  # frames of a clip that are encoded together
@@ -51,7 +52,7 @@ class Stored:
 
     Attributes:
         digest: of the file.
-        seed: of the finished video whose blocks these are; its noise chose what they retrieved. None: of none.
+        seed: of the finished video whose blocks these are, where it is another: its noise chose what they retrieved.
         state: latent frame, and what that video's generation held before it.
         records: what is on record of the blocks before.
     """
@@ -64,7 +65,8 @@ class Stored:
     records: Sequence[Mapping[str, Any]] = ()
 
     def describe(self) -> dict[str, Any]:
-        return {"file": str(self.path), "sha256": self.digest, "frames": [self.frames.start, self.frames.stop]}
+        told = {"file": str(self.path), "sha256": self.digest, "frames": [self.frames.start, self.frames.stop]}
+        return told if self.seed is None else told | {"seed": self.seed}
 
     def open(self, vae: "VAE | None") -> Reader:
         latents = _stored(self.path)
@@ -190,6 +192,22 @@ def find_start(
     if path.suffix.lower() in LATENTS:
         return Stored(path, span, digest), words
     return Filmed(path, span, size, fps, fit, still, digest), words
+
+
+def recalled(entry: Mapping[str, Any], config: "RunConfig") -> Given:
+    """What `Given.describe` told a record.
+
+    Raises:
+        UserError: its file is gone, or another now.
+    """
+    path = Path(entry["file"])
+    if not path.is_file() or sha256(path) != entry["sha256"]:
+        raise UserError(f"{path}, from which the video began, is gone or another now; put it back")
+    frames = range(*entry["frames"])
+    if "fit" not in entry:
+        return Stored(path, frames, entry["sha256"], entry.get("seed"))
+    size = (config.width, config.height)
+    return Filmed(path, frames, size, config.fps, entry["fit"], is_picture(path), entry["sha256"])
 
 
 def _stored(path: Path) -> torch.Tensor:

@@ -190,7 +190,10 @@ class Pipeline:
         script = Script(samples, made, self.vae)
         noise = noise or self._noise(samples, self.config.seed)
         past = samples[0].past
-        generation = self.start(samples, noise if past is None else self._noise(samples, past.seed))
+        first = noise
+        if past is not None and past.seed is not None:
+            first = self._noise(samples, past.seed)
+        generation = self.start(samples, first)
         generation.kept = None  # memory does not grow with the video's length
         grid = self.config.grid(self.format.temporal)
         generation.keep_at = frozenset(grid.starts_at(self.config.keep_state, "keep_state"))
@@ -201,9 +204,10 @@ class Pipeline:
 
     def past(self, generation: Generation, sample: Sample, script: Script) -> Iterator[LatentBlock]:
         """Make a generation one that has the past that its sample begins with; yields its blocks."""
-        if sample.past.state is not None:
+        given = sample.given[0]
+        if given.state is not None:
             yield from self._recall(generation, sample, script)
-        yield from self.go_on(generation, script, sample.past.frames.stop)
+        yield from self.go_on(generation, script, given.frames.stop)
 
     def _recall(self, generation: Generation, sample: Sample, script: Script) -> Iterator[LatentBlock]:
         """Bring a generation at once to where a state of its past was kept; yields the blocks before."""

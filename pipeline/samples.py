@@ -35,9 +35,9 @@ class Sample:
 
     @property
     def past(self) -> Stored | None:
-        """The blocks of another video that it begins with."""
+        """The blocks of another video that it begins with, where its seed or a kept state of it counts."""
         for given in self.given:
-            if isinstance(given, Stored) and given.seed is not None and given.frames.start == 0:
+            if isinstance(given, Stored) and (given.seed is not None or given.state is not None):
                 return given
         return None
 

@@ -173,7 +173,8 @@ class VideoSink:
             join_videos([unfinished.segment(number) for number in range(segments)], whole, frames)
         record = record_run(self.config, sample, self.weights(), seconds, frames, blocks)
         path.unlink(missing_ok=True)  # never pair an old video with the new record
-        if self.config.keep_latents and unfinished.latents_path.exists():
+        is_wanted = self.config.keep_latents or unfinished.states  # which are known by the latents before them
+        if is_wanted and unfinished.latents_path.exists():
             os.replace(unfinished.latents_path, latents_beside(path))
         for old in states_beside(path).values():
             old.unlink(missing_ok=True)

@@ -73,7 +73,7 @@ def make(past: Past, future: Future, committed: Committed, pipeline: Pipeline, p
 
 def _config(past: Past) -> RunConfig:
     """The settings of a past alone."""
-    return replace(past.futures[0].config, prompt=None, seed=past.sample.past.seed)
+    return replace(past.futures[0].config, prompt=None, seed=past.parent.record["seed"])
 
 
 def _shape(pipeline: Pipeline) -> tuple[int, int, int, int]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from evaluation.futures.settings import FuturesSettings
 from pipeline.backbones import METHODS, PROJECT, config_path
 from pipeline.config import RunConfig, VideoSettings, load_config
-from pipeline.course import forked
+from pipeline.course import forked, grid_of
+from pipeline.forks import Fork, plan_fork
 from pipeline.parent import Parent, inherited, read_parent
 from pipeline.preflight import Preflight, preflight
 from pipeline.record import Digests, Weights
@@ -58,7 +59,7 @@ class Past:
     @property
     def frames(self) -> int:
         """Latent frames of the past."""
-        return self.futures[0].sample.past.frames.stop
+        return self.futures[0].sample.given[0].frames.stop
 
     @property
     def blocks(self) -> int:
@@ -87,14 +88,23 @@ def pasts_of(backbone: str, settings: FuturesSettings, of_runs: Sequence[str]) -
         UserError: a parent, a method or a time that does not fit.
     """
     parents = find_parents(settings.parent)
-    pasts = []
+    planned = []
     for method in settings.methods:
-        typed = [*_of_video(parents), *METHODS[method].settings, *of_runs]
+        typed = [*_of_video(parents), "keep_latents=true", *METHODS[method].settings, *of_runs]
         found = preflight(load_config(PROJECT / config_path(backbone, method), typed))
         weights = Digests(found.files, found.config.text_cache)()
         for parent in parents:
-            futures = _futures(settings, method, parent, found, weights)
-            pasts.append(Past(method, parent, found, weights, tuple(futures)))
+            configs = _configs(settings, method, parent, found)
+            for _, _, config in configs:
+                _require_past(plan_fork(config, parent, grid_of(found), weights), config)
+            planned.append((method, parent, found, weights, configs))
+    pasts = []
+    for method, parent, found, weights, configs in planned:  # all are known to be possible
+        futures = []
+        for column, name, config in configs:
+            sample, _ = forked(replace(found, config=config), weights)
+            futures.append(Future(column, name, config, sample))
+        pasts.append(Past(method, parent, found, weights, tuple(futures)))
     return pasts
 
 
@@ -136,10 +146,11 @@ def _of_video(parents: Sequence[Parent]) -> list[str]:
     return inherited(parents[0], [*names, "num_frame_per_block", "independent_first_frame"])[1:]  # but the folder
 
 
-def _futures(
-    settings: FuturesSettings, method: str, parent: Parent, found: Preflight, weights: Weights
-) -> list[Future]:
-    futures = []
+def _configs(
+    settings: FuturesSettings, method: str, parent: Parent, found: Preflight
+) -> list[tuple[str, str, RunConfig]]:
+    """Folder, name and settings of each future of a past."""
+    planned = []
     for number, prompt in enumerate(settings.prompts or [""]):
         for place, seed in enumerate(settings.seeds or [parent.record["seed"]]):
             column, sample = _column(settings, method, number), parent.record["sample"]
@@ -154,13 +165,13 @@ def _futures(
                 seed=seed,
                 output_folder=f"{settings.folder}/{column}",
             )
-            made, _ = forked(replace(found, config=config), weights)
-            if not made.given:
-                raise UserError(
-                    f"at {settings.at} is the start of {parent.name}, which leaves no past; name a later time"
-                )
-            futures.append(Future(column, f"{made.index:05d}-{sample}", config, made))
-    return futures
+            planned.append((column, f"{parent.record['prompt_index']:05d}-{sample}", config))
+    return planned
+
+
+def _require_past(plan: Fork, config: RunConfig) -> None:
+    if not plan.start:
+        raise UserError(f"at {config.at} is the start of {plan.parent.name}, which leaves no past; name a later time")
 
 
 def _column(settings: FuturesSettings, method: str, prompt: int) -> str:
