@@ -24,7 +24,12 @@ def weights(tmp_path_factory) -> list[str]:
     made = make_family(tmp_path_factory.mktemp("family"))
     found = [f"{key}={made[key]}" for key in ("model_name", "model_root", "generator_ckpt", "text_cache")]
     context = ["compression_method=avg_pool", "local_attn_size=9", "memory_size=3", "recent_exclude=0"]
-    return [*found, "denoising_step_list=[1000,500]", *(f"model_kwargs.{word}" for word in context)]
+    return [
+        *found,
+        "keep_latents=true",
+        "denoising_step_list=[1000,500]",
+        *(f"model_kwargs.{word}" for word in context),
+    ]
 
 
 @pytest.fixture(scope="module")
