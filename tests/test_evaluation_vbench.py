@@ -98,8 +98,10 @@ def test_a_folder_made_for_other_videos_is_refused(method, tmp_path):
 
 def test_the_command_spells_out_what_the_defaults_get_wrong(tmp_path):
     words = command("python3.10", Path("VBench"), tmp_path, "subject_consistency")
-    assert words[:2] == ["python3.10", "VBench/vbench2_beta_long/eval_long.py"] and words[-1] == "--dev_flag"
+    long = Path("VBench").resolve() / "vbench2_beta_long"
+    assert words[:2] == ["python3.10", f"{long}/eval_long.py"] and words[-1] == "--dev_flag"
     options = dict(zip(words[2:-1:2], words[3:-1:2], strict=True))
+    assert options["--clip_length_config"] == f"{long}/configs/clip_length_mix.yaml"  # else sought where pip has none
     assert options["--mode"] == "long_custom_input" and options["--dimension"] == "subject_consistency"
     assert options["--sb_clip2clip_feat_extractor"] == "dinov2"
 

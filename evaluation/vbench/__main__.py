@@ -33,7 +33,7 @@ def export(args: argparse.Namespace) -> None:
     print("\nto run, in VBench-Long's own environment (docs/evaluation.md says how to install it):\n")
     for folder in exported(Path(args.out)):
         for dimension in DIMENSIONS:
-            print(shlex.join(command("python", Path("VBench"), folder, dimension)))
+            print(shlex.join(command(args.python, Path(args.checkout), folder, dimension)))
 
 
 def tabulate(args: argparse.Namespace) -> None:
@@ -89,6 +89,8 @@ def _parse() -> argparse.Namespace:
     one = actions.add_parser("export", help="lay out videos for VBench-Long and print its commands")
     one.add_argument("videos", nargs="+", metavar="[NAME=]VIDEOS")
     one.add_argument("--out", default="runs/vbench", metavar="FOLDER", help="[%(default)s]")
+    one.add_argument("--checkout", default="VBench", metavar="FOLDER", help="of VBench's repository [%(default)s]")
+    one.add_argument("--python", default="python", metavar="FILE", help="of VBench's own environment [%(default)s]")
     one.set_defaults(action=export)
 
     one = actions.add_parser("table", help="print the papers' table of results, beside the published ones")
