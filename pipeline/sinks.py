@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.decode import State, decode_stream, require_finite
+from pipeline.decode import DecodeThread, State, decode_stream, require_finite
 from pipeline.film import Film, Watch
 from pipeline.generation import LatentBlock
 from pipeline.given import Given, Stored
@@ -24,11 +24,9 @@ from pipeline.pipeline import Pipeline
 from pipeline.record import Weights, made_of, record_run
 from pipeline.samples import Sample
 from pipeline.unfinished import Unfinished
-from utils.background import Background
 from utils.clock import Clock
 from utils.files import publish, require_writable, write_json
 from utils.optional import best_effort
-from utils.streams import SideStream
 from utils.tensors import save_tensors
 from utils.video import VideoWriter, join_videos
 
@@ -104,7 +102,7 @@ class VideoSink:
         blocks: Iterable[LatentBlock],
         on_block: OnBlock,
     ) -> None:
-        """See `Sink`; a second thread decodes and writes a block's frames while the next one is generated.
+        """See `Sink`; a second thread decodes and writes a block's frames while the next one is generated, or before.
 
         While its blocks come, a sample of the batch may be replaced by one with further scenes: that is recorded.
         """
@@ -134,16 +132,15 @@ class VideoSink:
             unfinished.begin((self.config.num_output_frames, *shape))
         segments, states = _decoded(making, len(batch))
         film = Film(pipeline, making, segments, states, known, clock, self.watch)
-        side = SideStream(pipeline.device, "decode")
 
         def take(block: LatentBlock, ready: AbstractContextManager) -> None:
             film.take(block, ready)
             on_block(block)
 
         try:
-            with clock("total"), Background(side.use_device) as background:
+            with clock("total"), DecodeThread(pipeline.device, self.config.preset.in_turn) as thread:
                 for block in clock.each("generate", blocks):
-                    background.do(take, block, side.after_now())
+                    thread.take(take, block)
         finally:
             film.discard()
 
