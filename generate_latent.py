@@ -6,7 +6,8 @@ Which process makes a file, and whether the run was interrupted, leaves every by
 
 from dataclasses import replace
 
-from pipeline.config import CorpusConfig, parse_command_line
+from pipeline.command_line import parse_command_line
+from pipeline.config import CorpusConfig
 from pipeline.prompts import Prompt, load_prompts, sample_prompts
 from utils.claim import claim
 from utils.errors import run

@@ -4,17 +4,20 @@ Prompts are shared out over torchrun's processes. Each video is written with a J
 with retrieval, a plot of what was retrieved.
 """
 
-from pipeline.config import RunConfig, parse_command_line
+from pipeline.command_line import parse_command_line
+from pipeline.config import RunConfig
 from pipeline.prompts import Prompt, file_names, load_prompts
 from utils.claim import claim
 from utils.errors import run
 from utils.ffmpeg import require_encoder
 from utils.files import require_writable
-from utils.processes import rank
+from utils.processes import rank, share
 
 
 def main() -> None:
     config = parse_command_line()
+    if config.parent and not share([config.parent]):
+        return  # a fork is one video, and the first processes make it
     prompts = [] if config.parent else load_prompts(config.prompt, config.data_path, config.inference_iter)
     generate(config, prompts)
 

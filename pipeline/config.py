@@ -1,10 +1,7 @@
 """Run settings: one frozen tree, read from the YAML files that users already have."""
 
 import math
-import os
-import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,21 +10,17 @@ from pipeline.autoencoders import AUTOENCODERS
 from pipeline.bank.settings import BankSettings
 from pipeline.context import ContextPolicy
 from pipeline.descriptors import DESCRIPTORS, Descriptor
-from pipeline.downloads import require_downloaded
 from pipeline.footprint import PRESETS, Preset
 from pipeline.merging import MergingPolicy
 from pipeline.offload import QUANTIZATION
-from pipeline.parent import inherited, read_parent
 from pipeline.policies import POLICIES
 from pipeline.sampler import SAMPLERS
 from pipeline.scenes import SWITCHES
 from pipeline.selection import SELECTIONS
-from utils.command_line import as_overrides
 from utils.errors import UserError
 from utils.moving import FITS
 from utils.paths import read_path
-from utils.processes import rank
-from utils.settings import Settings, combined, load_settings, print_help, retired_keys, setting
+from utils.settings import Settings, combined, load_settings, setting
 
 # Keys that published configs carry and that change nothing here.
 RETIRED = (
@@ -148,7 +141,7 @@ class OutputSettings(Settings):
     output_folder: str = setting("videos", "where the files go", place=True, writes=True)
     skip_existing: bool = setting(True, "leave finished files as they are", place=True)
     keep_latents: bool = setting(
-        True, "keep a finished video's latents beside it, NAME.latents.npy, from which it can be forked", place=True
+        False, "keep a finished video's latents beside it, NAME.latents.npy: forks of it start sooner", place=True
     )
     segment_blocks: int = setting(
         40,
@@ -306,63 +299,6 @@ def load_config(
 ) -> RunConfig:
     """A run's settings from a YAML file and overrides such as `seed=7` or `model_kwargs.memory_size=4`."""
     return load_settings(schema, path, overrides, RETIRED)
-
-
-def parse_command_line(schema: type[RunConfig] = RunConfig) -> RunConfig:
-    """`CONFIG.yaml [key=value ...]` as typed, to settings; notes what the file sets in vain.
-
-    The published commands' flags are understood, too: `--config_path CONFIG.yaml`, `--gpu_id 0 --num_shards 8` for
-    one share of the work; `--reverse` changes nothing, as every file is the same in any order.
-    """
-    flags, overrides = as_overrides(sys.argv[1:], flags=("config_path", "gpu_id", "num_shards", "reverse"))
-    if {"-h", "--help"} & set(overrides) or not sys.argv[1:]:
-        print_help(schema)
-        sys.exit(0 if sys.argv[1:] else 2)
-    path = flags.get("config_path") or (overrides.pop(0) if overrides and "=" not in overrides[0] else None)
-    if path is None:
-        raise UserError("no config is named; give one first, such as configs/tinyworld_latentmem.yaml")
-    _take_share(flags)
-    for override in overrides:
-        if re.fullmatch(r"prompt=\s*\[.*\]\s*", override, re.DOTALL):
-            raise UserError(
-                f"{override} is a list, and the setting takes one prompt; write several into a file, one a line, "
-                "and name it with data_path=FILE"
-            )
-    overrides = _with_parent(overrides)
-    config = load_config(path, overrides, schema)
-    if config.prompt is None and not config.data_path and not config.parent:
-        raise UserError(f'config {path} names no data_path; set it, or give one prompt with prompt="..."')
-    prompts = config.data_path if config.prompt is None and not config.parent else None
-    files = [
-        config.generator_ckpt,
-        *(str(path) for path, _ in config.loras()),
-        *map(str, config.descriptor_files().values()),
-        prompts,
-    ]
-    require_downloaded(Path(config.model_root) / config.model_name, files, vae=config.vae == "full")
-    if rank() == 0 and (unused := retired_keys(path, RETIRED)):
-        print(f"note: {path} sets {', '.join(unused)}, which changes nothing here", flush=True)
-    return config
-
-
-def _with_parent(overrides: Sequence[str]) -> list[str]:
-    """Read `from=` as the setting `parent`; a fork takes size, length, rate and seed from it where none are given."""
-    renamed = [re.sub("^from=", "parent=", override) for override in overrides]
-    parents = [override.partition("=")[2] for override in renamed if override.startswith("parent=")]
-    if not parents or parents[-1] in ("", "null"):
-        return renamed
-    names = [field.name for field in fields(VideoSettings)]
-    return inherited(read_parent(parents[-1]), [*names, "num_frame_per_block"]) + renamed
-
-
-def _take_share(flags: Mapping[str, str]) -> None:
-    """Make this process number `gpu_id` of `num_shards`; which GPU that is, CUDA_VISIBLE_DEVICES says."""
-    if not {"gpu_id", "num_shards"} & flags.keys():
-        return
-    number, count = flags.get("gpu_id", "0"), flags.get("num_shards", "1")
-    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
-        raise UserError(f"--gpu_id {number} --num_shards {count}: give shards 0 to num_shards - 1")
-    os.environ |= {"RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
 
 
 def _picked(part: type, values: Any, **more: Any) -> Any:

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.forks import fork
+from pipeline.forks import fork, plan_fork
 from pipeline.given import find_start
+from pipeline.parent import read_parent
 from pipeline.preflight import Preflight
 from pipeline.prompts import Prompt
 from pipeline.record import Weights
+from pipeline.remake import remake_latents
 from pipeline.samples import Sample
 from pipeline.scenes import require_switch
 from pipeline.timeline import Grid, segments_of
@@ -54,8 +56,12 @@ def samples_of(found: Preflight, prompts: Sequence[Prompt], count: int = 1) -> t
 
 
 def forked(found: Preflight, weights: Weights) -> tuple[Sample, str]:
-    """The one sample of a run with `from=`, and its name."""
-    return fork(found.config, grid_of(found), found.format, weights)
+    """The one sample of a run with `from=`, and its name; its parent's latents are made again if they are not there."""
+    config, grid = found.config, grid_of(found)
+    parent = read_parent(config.parent)
+    plan = plan_fork(config, parent, grid, weights)
+    remake_latents(parent, config)
+    return fork(config, grid, found.format, plan)
 
 
 def _start(prompt: Prompt, default: str | None) -> Path | None:

@@ -1,12 +1,13 @@
 """Forks of a finished video: its blocks are given up to a time, the rest is made anew."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from pipeline.config import RunConfig
 from pipeline.given import Given, Stored
 from pipeline.latents import open_latents
-from pipeline.parent import Parent, read_parent
+from pipeline.parent import Parent, require_same_weights
 from pipeline.prompts import Prompt
 from pipeline.record import Weights, content
 from pipeline.samples import Sample
@@ -16,38 +17,66 @@ from utils.errors import UserError
 from utils.files import sha256
 from wan.params import LatentFormat
 
-SHARED = ("generator_ckpt", "lora_ckpt", "VAE", "tiny_vae_ckpt", "text encoder", "tokenizer")  # roles of weight files
+
+@dataclass(frozen=True)
+class Fork:
+    """A fork that can be made.
+
+    Attributes:
+        start: latent frame from which it is made anew.
+        stop: from which it is as its parent again; None: not again.
+        scenes: its prompts.
+    """
+
+    parent: Parent
+    start: int
+    stop: int | None
+    scenes: Sequence[Segment]
 
 
-def fork(config: RunConfig, grid: Grid, format: LatentFormat, weights: Weights) -> tuple[Sample, str]:
-    """The one sample that the settings `from`, `at` or `redo`, and `prompt` describe.
-
-    Returns:
-        The sample, and its name.
+def plan_fork(config: RunConfig, parent: Parent, grid: Grid, weights: Weights) -> Fork:
+    """What the settings `from`, `at` or `redo`, and `prompt` ask for.
 
     Raises:
         UserError: other weights, another size, or times that are not in the video.
     """
-    parent = read_parent(config.parent)
-    _require_same_weights(parent, weights)
+    require_same_weights(parent, weights)
     start, stop = _span(config, grid)
-    latents = open_latents(parent.latents)
-    wanted = format.shape(config.height, config.width)
-    if tuple(latents.shape[1:]) != wanted:
-        raise UserError(f"from {parent.latents} has latents of {tuple(latents.shape[1:])} where this run has {wanted}")
+    for name in ("height", "width"):
+        theirs, own = parent.record["config"].get(name), getattr(config, name)
+        if theirs != own:
+            raise UserError(f"from {parent.name} has {name} {theirs} where this run has {own}; they must be the same")
+    frames = parent.record["config"].get("num_output_frames", 0)
     needed = start if stop is None else grid.frames
-    if len(latents) < needed:
-        raise UserError(f"from {parent.latents} has {len(latents)} latent frames; {needed} are to be taken of it")
+    if frames < needed:
+        raise UserError(f"from {parent.name} has {frames} latent frames; {needed} are to be taken of it")
+    scenes = _scenes(config, grid, parent, start, stop)
+    for segment in scenes[1:]:
+        require_switch(config.policy(), segment.how)
+    return Fork(parent, start, stop, scenes)
+
+
+def fork(config: RunConfig, grid: Grid, format: LatentFormat, plan: Fork) -> tuple[Sample, str]:
+    """The one sample of a planned fork, and its name; its parent's latents are there.
+
+    Raises:
+        UserError: they are none of the parent's.
+    """
+    parent, start, stop = plan.parent, plan.start, plan.stop
+    latents = open_latents(parent.latents)
+    wanted = (parent.record["config"]["num_output_frames"], *format.shape(config.height, config.width))
+    if tuple(latents.shape) != wanted:
+        raise UserError(
+            f"{parent.latents} has latents of {tuple(latents.shape)} where its video has {wanted}; delete it, and it "
+            "is made again"
+        )
     digest = sha256(parent.latents)
     given: list[Given] = [Stored(parent.latents, range(start), digest)] if start else []
     if stop is not None:
         given.append(Stored(parent.latents, range(stop, grid.frames), digest))
-    scenes = _scenes(config, grid, parent, start, stop)
-    for segment in scenes[1:]:
-        require_switch(config.policy(), segment.how)
     record = parent.record
-    text = " | ".join(segment.prompt for segment in scenes)
-    sample = Sample(text, record["prompt_index"], record["sample"], tuple(scenes), tuple(given))
+    text = " | ".join(segment.prompt for segment in plan.scenes)
+    sample = Sample(text, record["prompt_index"], record["sample"], tuple(plan.scenes), tuple(given))
     return sample, _name(parent, config, sample, start, stop)
 
 
@@ -97,18 +126,3 @@ def _name(parent: Parent, config: RunConfig, sample: Sample, start: int, stop: i
     told = repr((content(config), sample.scenes, start, stop))
     span = f"{start}" if stop is None else f"{start}-{stop}"
     return f"{parent.name}_{span}_{blake2b(told.encode(), digest_size=3).hexdigest()}"
-
-
-def _require_same_weights(parent: Parent, weights: Weights) -> None:
-    theirs = parent.record["weights"]
-    for role in dict.fromkeys((*theirs, *weights)):
-        if not role.startswith(SHARED):
-            continue
-        here, there = weights.get(role), theirs.get(role)
-        if here is None or there is None or here["sha256"] != there["sha256"]:
-            mine = here["file"] if here else "nothing"
-            its = there["file"] if there else "nothing"
-            raise UserError(
-                f"from {parent.name} was made with {role} {its}, and this run has {mine}: other weights; its blocks "
-                "can only be gone on with by the weights that made them"
-            )

@@ -3,7 +3,7 @@
 A video's blocks are sampled or given; see `pipeline.generation`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +23,7 @@ from wan.vae import StreamingEncoder
 
 if TYPE_CHECKING:
     from pipeline.autoencoders import VAE
+    from pipeline.config import RunConfig
 
 LATENTS = (".pt", ".pth", ".npy")
 AT_ONCE = 16  # frames of a clip that are encoded together
@@ -180,6 +181,22 @@ def find_start(
     if path.suffix.lower() in LATENTS:
         return Stored(path, span, digest), words
     return Filmed(path, span, size, fps, fit, still, digest), words
+
+
+def recalled(entry: Mapping[str, Any], config: "RunConfig") -> Given:
+    """What `Given.describe` told a record.
+
+    Raises:
+        UserError: its file is gone, or another now.
+    """
+    path = Path(entry["file"])
+    if not path.is_file() or sha256(path) != entry["sha256"]:
+        raise UserError(f"{path}, from which the video began, is gone or another now; put it back")
+    frames = range(*entry["frames"])
+    if "fit" not in entry:
+        return Stored(path, frames, entry["sha256"])
+    size = (config.width, config.height)
+    return Filmed(path, frames, size, config.fps, entry["fit"], is_picture(path), entry["sha256"])
 
 
 def _stored(path: Path) -> torch.Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 from pipeline.timeline import Segment
 from utils.errors import UserError
 
+SHARED = ("generator_ckpt", "lora_ckpt", "VAE", "tiny_vae_ckpt", "text encoder", "tokenizer")  # roles of weight files
+
 
 @dataclass(frozen=True)
 class Parent:
@@ -48,13 +50,7 @@ def read_parent(path: str | Path) -> Parent:
         raise UserError(f"from=, the parent {path}: {record_path} does not exist; name a finished video") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"from=, the parent {path}: {record_path} is no record of a video; name another") from error
-    parent = Parent(name, path.parent, record, tuple(scenes) or (Segment(0, record["prompt"]),))
-    if not parent.latents.is_file():
-        raise UserError(
-            f"from=, the parent {path}: {parent.latents} is not there, from which it would go on; make the video "
-            "again with keep_latents=true"
-        )
-    return parent
+    return Parent(name, path.parent, record, tuple(scenes) or (Segment(0, record["prompt"]),))
 
 
 def inherited(parent: Parent, names: Sequence[str]) -> list[str]:
@@ -69,3 +65,19 @@ def inherited(parent: Parent, names: Sequence[str]) -> list[str]:
         if name in config:
             found.append(f"{name}={config[name]}")
     return found
+
+
+def require_same_weights(parent: Parent, weights: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse to go on with blocks that other weights made."""
+    theirs = parent.record["weights"]
+    for role in dict.fromkeys((*theirs, *weights)):
+        if not role.startswith(SHARED):
+            continue
+        here, there = weights.get(role), theirs.get(role)
+        if here is None or there is None or here["sha256"] != there["sha256"]:
+            mine = here["file"] if here else "nothing"
+            its = there["file"] if there else "nothing"
+            raise UserError(
+                f"from {parent.name} was made with {role} {its}, and this run has {mine}: other weights; its blocks "
+                "can only be gone on with by the weights that made them"
+            )

@@ -61,7 +61,7 @@ class Studio:
         path, *method = arguments(self.backbone, request.method)
         config = load_config(path, [*method, *self.words, *words])
         own: dict[str, Any] = {"prompt": request.prompt or None, "data_path": None, "output_folder": str(folder)}
-        own |= {"num_samples": 1, "batch_size": 1, "switch": request.switch, "fit": request.fit}
+        own |= {"num_samples": 1, "batch_size": 1, "keep_latents": True, "switch": request.switch, "fit": request.fit}
         if request.seed is not None:
             own["seed"] = request.seed
         if request.frames is not None:

@@ -37,7 +37,7 @@ def settings(tmp_path_factory):
     root = tmp_path_factory.mktemp("control")
     found = make_family(root) | {"num_output_frames": FRAMES, "inference_iter": 1, "segment_blocks": 3}
     kwargs = {"use_latentmem": True, "local_attn_size": 9, "sink_size": 1, "memory_size": 3, "recent_exclude": 0}
-    return found | {"model_kwargs": kwargs}
+    return found | {"model_kwargs": kwargs, "keep_latents": True}
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +198,38 @@ def test_a_fork_with_nothing_changed_is_its_parent(config, whole, tmp_path):
     assert digests == [block["digests"] for block in record_in(whole)["blocks"]]
 
 
+def without_latents(whole: Path, folder: Path) -> Path:
+    """A copy of a finished video whose latents were not kept."""
+    shutil.copytree(whole, folder)
+    (folder / "00000-0.latents.npy").unlink()
+    return folder / "00000-0"
+
+
+def test_a_fork_makes_its_parents_latents_again_where_they_were_not_kept(config, whole, tmp_path, capsys):
+    parent = without_latents(whole, tmp_path / "parent")
+    with pytest.raises(UserError, match="not before the end"):  # nothing is made in vain
+        call(config, f"from={parent}", "at=60s")
+    call(config, f"from={parent}", "at=9f", "seed=7", "keep_latents=false")
+    names = {path.name for path in parent.parent.iterdir()}
+    name = fork_in(parent.parent)
+    forks = {f"{name}.{end}" for end in ("mp4", "json", "memory.png")}
+    assert names == {path.name for path in whole.iterdir()} | forks
+    assert (parent.parent / "00000-0.latents.npy").read_bytes() == (whole / "00000-0.latents.npy").read_bytes()
+    assert "made again" in (said := capsys.readouterr().out) and "last bit" not in said
+
+
+def test_a_killed_remaking_goes_on_and_says_what_differs(config, whole, tmp_path, capsys):
+    parent = without_latents(whole, tmp_path / "parent")
+    shape = (FRAMES, *latents_in(whole).shape[1:])
+    LatentFile(parent.with_name(".00000-0.latents.npy"), shape).write(0, latents_in(whole)[:6])
+    record = record_in(parent.parent)
+    record["blocks"][3]["digests"]["latents"] = "other"
+    parent.with_suffix(".json").write_text(json.dumps(record))
+    call(config, f"from={parent}", "at=9f", f"output_folder={tmp_path / 'fork'}")
+    assert torch.equal(latents_in(parent.parent), latents_in(whole))
+    assert "from latent frame 9 on they are not" in capsys.readouterr().out
+
+
 def test_a_fork_keeps_what_is_before_and_changes_what_is_after(config, whole, tmp_path):
     parent = latents_in(whole)
     call(config, f"from={whole / '00000-0'}.mp4", "at=9f", "prompt=a blue tree", f"output_folder={tmp_path}")
@@ -227,7 +259,7 @@ def test_a_span_is_made_again_and_what_follows_stays(config, whole, tmp_path):
         (["from=PARENT", "redo=3s-2s"], "holds no block"),
         (["from=PARENT", "redo=3s"], "is no span"),
         (["from=PARENT", "redo=3s-60s"], "ends after the video"),
-        (["from=PARENT", "at=1s", "height=64"], "has latents of"),
+        (["from=PARENT", "at=1s", "height=64"], "they must be the same"),
         (["from=PARENT", "at=1s", "num_output_frames=96", "at=20s"], "24 latent frames; 81 are to be taken"),
         (["from=none/00000-0", "at=1s"], "does not exist"),
         (["at=1s"], "name its parent"),

@@ -61,6 +61,13 @@ def test_the_readme_shows_the_policy_of_the_benchmark():
     assert code == code_of("docs/benchmark.md", "@dataclass")
 
 
+def test_the_readme_shows_the_rule_of_the_benchmark():
+    """Which the same test runs."""
+    code = code_of("README.md", "def spread")
+    assert "return" in code
+    assert code_of("docs/benchmark.md", "def spread").startswith(code)
+
+
 def test_the_descriptor_of_the_docs_describes_frames(tmp_path, monkeypatch):
     monkeypatch.setattr(descriptors, "DESCRIPTORS", dict(descriptors.DESCRIPTORS))
     names = vars(descriptors).copy()

@@ -36,7 +36,7 @@ def config(root, settings):
     return write_config(root / "latentmem.yaml", settings | {"model_kwargs": latentmem(root, "ae")})
 
 
-FILES = ["00000-0.json", "00000-0.latents.npy", "00000-0.memory.png", "00000-0.mp4"]  # of one finished video
+FILES = ["00000-0.json", "00000-0.memory.png", "00000-0.mp4"]  # of one finished video
 
 
 def call(main, monkeypatch, *arguments: object) -> None:

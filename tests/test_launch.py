@@ -180,6 +180,5 @@ def test_relative_paths_are_the_callers(tmp_path, linked):
     assert run.returncode == 0, err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "00000-0.json",
-        "00000-0.latents.npy",
         "00000-0.mp4",
     ]
