@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.decode import State, decode_stream, require_finite
+from pipeline.decode import DecodeThread, State, decode_stream, require_finite
 from pipeline.film import Film, Watch
 from pipeline.generation import LatentBlock
 from pipeline.given import Given, Stored
@@ -25,12 +25,10 @@ from pipeline.record import Weights, made_of, record_run
 from pipeline.samples import Sample
 from pipeline.state import states_beside
 from pipeline.unfinished import Unfinished, segment_ends
-from utils.background import Background
 from utils.clock import Clock
 from utils.errors import UserError
 from utils.files import publish, require_writable, write_json
 from utils.optional import best_effort
-from utils.streams import SideStream
 from utils.tensors import save_tensors
 from utils.video import VideoWriter, join_videos
 
@@ -108,7 +106,7 @@ class VideoSink:
         blocks: Iterable[LatentBlock],
         on_block: OnBlock,
     ) -> None:
-        """See `Sink`; a second thread decodes and writes a block's frames while the next one is generated.
+        """See `Sink`; a second thread decodes and writes a block's frames while the next one is generated, or before.
 
         While its blocks come, a sample of the batch may be replaced by one with further scenes: that is recorded.
         """
@@ -143,16 +141,15 @@ class VideoSink:
             raise UserError(f"{self.past.folder} has no decoder's state that can be read; delete it and start again")
         film = Film(pipeline, making, segments, states, known, clock, ends, self.watch)
         film.block = self.past.ends[-1] if self.past else 0
-        side = SideStream(pipeline.device, "decode")
 
         def take(block: LatentBlock, ready: AbstractContextManager) -> None:
             film.take(block, ready)
             on_block(block)
 
         try:
-            with clock("total"), Background(side.use_device) as background:
+            with clock("total"), DecodeThread(pipeline.device, self.config.preset.in_turn) as thread:
                 for block in clock.each("generate", blocks):
-                    background.do(take, block, side.after_now())
+                    thread.take(take, block)
         finally:
             film.discard()
 

@@ -33,7 +33,7 @@ def load_vae(
 ) -> AutoencoderKLWan:
     """A frozen AutoencoderKLWan; see `read_vae`."""
     config, tensors = read_vae(path)
-    vae = _meta_vae(config, f"VAE {path}")
+    vae = meta_vae(config, f"VAE {path}")
     fill(vae, tensors, f"VAE {path}", device, dtype)
     return vae
 
@@ -50,11 +50,12 @@ def read_vae(path: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     path, source = Path(path), f"VAE {path}"
     tensors = to_diffusers(read_tensors(path, "VAE"))
     config = read_config(path) if path.is_dir() else config_from_shapes(tensors, source)
-    check_fit(shapes_of(_meta_vae(config, source)), tensors, source)
+    check_fit(shapes_of(meta_vae(config, source)), tensors, source)
     return config, tensors
 
 
-def _meta_vae(config: Mapping, source: str) -> AutoencoderKLWan:
+def meta_vae(config: Mapping, source: str) -> AutoencoderKLWan:
+    """The autoencoder that a configuration describes, without memory for its weights."""
     try:
         with torch.device("meta"):
             vae = AutoencoderKLWan.from_config(dict(config))
@@ -147,6 +148,11 @@ class StreamingDecoder:
         if self.vae.config.patch_size is not None:
             video = unpatchify(video, self.vae.config.patch_size)
         return rearrange(video.clamp(-1, 1), "b c t h w -> b t c h w")
+
+    @property
+    def past_bytes(self) -> int:
+        """What it keeps for the next latent frames."""
+        return sum(past.nbytes for past in self.past if isinstance(past, torch.Tensor))
 
     def state(self, sample: int) -> dict[str, torch.Tensor | str | bool]:
         """What one sample of the batch leaves for its next latent frames, on the CPU."""

@@ -1,7 +1,7 @@
 """The real pipeline on a GPU that is not there, at any size: weights have shapes, and nothing else."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,11 @@ from benchmarks.fake_gpu.gpu import FakeGPU
 from benchmarks.fake_gpu.tally import Tally
 from pipeline.build import assemble
 from pipeline.config import load_config
-from pipeline.decode import start_decoder, to_uint8
+from pipeline.decode import DecodeThread, start_decoder, to_uint8
+from pipeline.generation import LatentBlock
 from pipeline.noise import SeededNoise
 from pipeline.offload import offload_transformer, quantize
 from pipeline.pipeline import Pipeline
-from utils.streams import SideStream
 from wan.checkpoint import meta_model
 from wan.params import LatentFormat, WanParams
 from wan.taehv import TAEHV
@@ -32,6 +32,7 @@ class Case:
         layers: of the transformer; the other sizes are those of Wan2.1-T2V-1.3B at 480x832.
         blocks: generated; the last `counted` of them are counted.
         vae: decodes beside the generation, `full` or `tiny`; None: nothing is decoded.
+        fork: after so many blocks the generation goes on as a copy of itself; None: as it is.
     """
 
     settings: Mapping
@@ -39,6 +40,7 @@ class Case:
     blocks: int = 12
     counted: int = 3
     vae: str | None = None
+    fork: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,17 @@ def watch(case: Case, gpu: FakeGPU | None = None) -> Seen:
     with gpu.installed():
         pipeline = make_pipeline(case, gpu)
         generation = start(pipeline)
-        beside = DecodeThread(case.vae, gpu) if case.vae else None
+        decoding = Decoding(case.vae, gpu, pipeline.config.preset.in_turn) if case.vae else None
         gpu.memory.peak = gpu.memory.live
         for block in range(case.blocks):
             if block == case.blocks - case.counted:
                 gpu.take()
+            if block == case.fork:
+                generation = generation.fork()
             made = generation.step()
             assert (made.latents.device, made.latents.dtype) == (gpu.device, torch.float32)
-            if beside is not None:
-                beside.decode(made.latents)
+            if decoding is not None:
+                decoding.take(made)
         return Seen(gpu.take(), case.counted, gpu.faults, gpu.memory.peak)
 
 
@@ -111,25 +115,25 @@ def make_vae(kind: str, gpu: FakeGPU):
     return _emptied(vae, gpu.device, torch.bfloat16)
 
 
-class DecodeThread:
-    """Decodes in a second thread on a stream of its own, as a video's sink does, while the first one waits for it.
+class Decoding:
+    """Decodes as a video's sink does, in turn or in a second thread on a stream of its own.
 
-    FakeTensorMode is not made for two threads at a time.
+    The first thread waits for the second one, as FakeTensorMode is not made for two at a time.
     """
 
-    def __init__(self, kind: str, gpu: FakeGPU) -> None:
-        self.gpu = gpu
-        self.side = SideStream(gpu.device, "decode")
+    def __init__(self, kind: str, gpu: FakeGPU, in_turn: bool) -> None:
+        self.gpu, self.in_turn = gpu, in_turn
+        self.thread = DecodeThread(gpu.device, in_turn)
         self.decoder = start_decoder(make_vae(kind, gpu))
 
-    def decode(self, latents: torch.Tensor) -> None:
+    def take(self, block: LatentBlock) -> None:
         """Decode a block's latents to bytes in host memory."""
-        ready = self.side.after_now()
         host = dict(self.gpu.order.host())
 
-        def work() -> None:
-            with self.gpu.in_thread(host), ready:
-                to_uint8(self.decoder(latents))
+        def work(block: LatentBlock, ready: AbstractContextManager) -> None:
+            with nullcontext() if self.in_turn else self.gpu.in_thread(host), ready:
+                to_uint8(self.decoder(block.latents))
 
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(work).result()
+        self.thread.take(work, block)
+        for piece in self.thread.pending:
+            piece.result()

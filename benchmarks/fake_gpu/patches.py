@@ -133,7 +133,7 @@ def _of_tensors(gpu) -> list[tuple]:
 
 def _of_kernels(gpu) -> list[tuple]:
     """Functions that are one kernel each on a GPU, and several operations elsewhere."""
-    plain_attention, plain_rms_norm = F.scaled_dot_product_attention, F.rms_norm
+    plain_attention, plain_rms_norm, plain_interpolate = F.scaled_dot_product_attention, F.rms_norm, F.interpolate
 
     def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         if query.device.type != "cuda":
@@ -160,6 +160,15 @@ def _of_kernels(gpu) -> list[tuple]:
         gpu.kernel("elementwise", 0, [x], [out])
         return out
 
+    def interpolate(input, size=None, scale_factor=None, *how, **more):
+        if input.device.type != "cuda":
+            return plain_interpolate(input, size, scale_factor, *how, **more)
+        factors = scale_factor if isinstance(scale_factor, Sequence) else [scale_factor] * (input.dim() - 2)
+        sizes = [int(length * factor) for length, factor in zip(input.shape[2:], factors, strict=True)]
+        out = torch.empty((*input.shape[:2], *sizes), dtype=input.dtype, device=input.device)
+        gpu.kernel("elementwise", 0, [input], [out])
+        return out
+
     def rotate_write(q, k, v, table, keys, values):
         for x in (k, v, table, keys, values):
             if x.device != q.device:
@@ -171,6 +180,7 @@ def _of_kernels(gpu) -> list[tuple]:
     return [
         (F, "scaled_dot_product_attention", attention),
         (F, "rms_norm", rms_norm),
+        (F, "interpolate", interpolate),
         (kernels, "is_fast", lambda x: x.device.type == "cuda"),
         (kernels, "rotate_write", rotate_write),
     ]

@@ -148,7 +148,6 @@ class Bank:
             if level + 1 < len(self.tiers) and self.tiers[level + 1].by_host:
                 tier.wait(slot)
             self._insert(level + 1, oldest, tier.read(slot))
-            tier.mark(slot)
             del slots[oldest]
             free.append(slot)
         slots[frame] = free.pop()
