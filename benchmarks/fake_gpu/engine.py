@@ -79,7 +79,8 @@ def make_pipeline(case: Case, gpu: FakeGPU) -> Pipeline:
         offload_transformer(model, gpu.device)
     else:
         model.to(gpu.device)
-        model.fuse_projections()
+        if config.weights == "same":
+            model.fuse_projections()
     return assemble(config, model, LatentFormat(), gpu.device)
 
 
