@@ -19,6 +19,7 @@ from utils.streams import SideStream
 from wan.checkpoint import meta_model
 from wan.params import LatentFormat, WanParams
 from wan.taehv import TAEHV
+from wan.vae_decoder import lay_out
 
 LATENTMEM = {"use_latentmem": True, "compression_method": "avg_pool", "selection": "uniform"}
 
@@ -109,7 +110,10 @@ def make_vae(kind: str, gpu: FakeGPU):
     """A decoder of empty weights, `full` or `tiny`."""
     with torch.device("meta"):
         vae = TAEHV() if kind == "tiny" else AutoencoderKLWan()
-    return _emptied(vae, gpu.device, torch.bfloat16)
+    vae = _emptied(vae, gpu.device, torch.bfloat16)
+    if kind == "full":
+        lay_out(vae)
+    return vae
 
 
 class DecodeThread:
