@@ -134,6 +134,7 @@ class VideoSink:
             unfinished.begin((self.config.num_output_frames, *shape))
         segments, states = _decoded(making, len(batch))
         film = Film(pipeline, making, segments, states, known, clock, self.watch)
+        front = SideStream(pipeline.device, "generate", priority=-1)  # decoding takes what generating leaves
         side = SideStream(pipeline.device, "decode")
 
         def take(block: LatentBlock, ready: AbstractContextManager) -> None:
@@ -141,10 +142,11 @@ class VideoSink:
             on_block(block)
 
         try:
-            with clock("total"), Background(side.use_device) as background:
+            with clock("total"), Background(side.use_device) as background, front.after_now():
                 for block in clock.each("generate", blocks):
                     background.do(take, block, side.after_now())
         finally:
+            front.join()
             film.discard()
 
     def _finish(
