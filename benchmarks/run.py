@@ -107,7 +107,7 @@ def measure(config: BenchmarkConfig) -> dict:
     model = make_model(config.size, device, dtype)
     model.set_attention_backend(config.attention_backend)
     if config.compile:
-        model.compile_repeated_blocks(dynamic=True)
+        model.compile_blocks()
     whole = end_to_end(config, model, make_vae(config.vae, config.size, device, dtype), device, dtype)
     names = ["native", "latentmem"]
     if config.plain:

@@ -98,7 +98,7 @@ def build_model(config: RunConfig, device: torch.device, dtype: torch.dtype) -> 
         if config.weights == "same":  # in fewer bits, each linear has a way of its own to compute
             model.fuse_projections()
     if config.compile:
-        model.compile_repeated_blocks(dynamic=True)
+        model.compile_blocks()
     if offload:
         offload_transformer(model, device)
     return model

@@ -12,7 +12,7 @@ from einops import rearrange
 from pipeline.generation import LatentBlock
 from utils.background import Background
 from utils.errors import UserError
-from utils.streams import SideStream
+from utils.streams import OnHost, SideStream
 from wan.taehv import TAEHV, StreamingTAEHV
 from wan.vae import StreamingDecoder
 
@@ -34,8 +34,8 @@ def require_finite(block: LatentBlock) -> None:
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
     """Frames [B, T, 3, H, W] in [-1, 1] to [B, T, H, W, 3] bytes."""
-    pixels = ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return rearrange(pixels, "b t c h w -> b t h w c").cpu().numpy()
+    pixels = frames.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return OnHost(rearrange(pixels, "b t c h w -> b t h w c").contiguous()).get().numpy()
 
 
 State = Mapping[str, Any]  # what a decoder keeps of one sample's past: tensors on the CPU and plain values

@@ -180,7 +180,6 @@ class KVCache:
     def pop_transfers(self) -> TransferStats:
         return self.bank.pop_transfers() if self.bank is not None else TransferStats()
 
-    @torch.compiler.disable  # its writes into the buffers are the graph's border
     def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
         """Write this forward's own keys and values; see `wan.model.Context`."""
         rotated_q = take_own(q, k, v, self.own_table, self.context, self.kept, layer, self.start)

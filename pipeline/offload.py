@@ -31,19 +31,36 @@ def _with_torchao(blocks: "nn.Module", dtype: "torch.dtype", config: str) -> Non
     quantization.quantize_(blocks, getattr(quantization, config)())
 
 
+def _products(blocks: "nn.Module", dtype: "torch.dtype") -> None:
+    from wan.fp8 import multiply_in_fp8
+
+    multiply_in_fp8(blocks)
+
+
 # Name -> how the linears of the blocks are kept; None leaves them as they are.
 QUANTIZATION: dict[str, Callable[["nn.Module", "torch.dtype"], None] | None] = {
     "same": None,
     "cast_fp8": cast,
     "fp8": partial(_with_torchao, config="Float8WeightOnlyConfig"),
+    "fp8_products": _products,
     "int8": partial(_with_torchao, config="Int8WeightOnlyConfig"),
 }
 
 
-def require_quantization(form: str) -> None:
-    """Refuse a form whose package is not installed."""
+def require_quantization(form: str, device: "torch.device") -> None:
+    """Refuse a form whose package is not installed, or that the GPU cannot compute with."""
+    import torch
+
     if form in ("fp8", "int8"):
         _torchao()
+    if form == "fp8_products" and device.type == "cuda":
+        from wan.fp8 import CAPABILITY
+
+        if torch.cuda.get_device_capability(device) < CAPABILITY:
+            raise UserError(
+                f"weights fp8_products need a GPU of compute capability {'.'.join(map(str, CAPABILITY))}, as Ada and "
+                f"Hopper have; use weights: fp8 on {torch.cuda.get_device_name(device)}"
+            )
 
 
 def quantize(model: "CausalWanModel", form: str) -> None:

@@ -84,7 +84,7 @@ def preflight(config: RunConfig) -> Preflight:
     device, dtype = placement(config)
     text_device = find_device(config.device if config.text_device == "auto" else config.text_device)
     find_backend(config.attention_backend)
-    require_quantization(config.weights)
+    require_quantization(config.weights, device)
     files = weight_files(config)
     params, generator = read_generator(files["generator_ckpt"], config.model_name, model_folder(config), config.use_ema)
     if loras := config.loras():

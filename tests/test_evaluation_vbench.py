@@ -10,11 +10,14 @@ import pytest
 from evaluation.compare.pairing import Method
 from evaluation.compare.statistics import average_ranks
 from evaluation.vbench.export import DIMENSIONS, command, export_method
-from evaluation.vbench.results import PUBLISHED, published_scores, read_scores, table, warnings
+from evaluation.vbench.published import FILE, changes, contradictions, opposite, papers_of
+from evaluation.vbench.results import read_scores, table, warnings
+from pipeline.backbones import METHODS
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-RANKS = json.loads(PUBLISHED.read_text())["average_rank_60"]
+PAPERS = json.loads(FILE.read_text())["papers"]
+RANKS = PAPERS[0]["average_rank"]
 
 
 def vbench(*arguments: object) -> subprocess.CompletedProcess:
@@ -39,10 +42,41 @@ def write_result(folder: Path, dimension: str, score: float, details: list | Non
 
 @pytest.mark.parametrize("backbone", RANKS)
 def test_average_ranks_of_the_published_numbers_are_the_papers(backbone):
-    ranks, used = average_ranks(published_scores(backbone), dict.fromkeys(DIMENSIONS, 1))
+    paper = papers_of(60, backbone)[backbone][0]
+    ranks, used = average_ranks(paper.rows[backbone], dict.fromkeys(DIMENSIONS, 1))
     assert used == list(DIMENSIONS)
     assert ranks == pytest.approx(RANKS[backbone], abs=0.005)  # published with two digits
-    assert ranks["longlive_rag"] == pytest.approx(4 / 3)  # whole numbers, one division
+    assert ranks["latentmem"] == pytest.approx(4 / 3)  # whole numbers, one division
+
+
+def test_published_rows_are_percent_with_a_source_and_named_as_they_are_run():
+    for paper in PAPERS:
+        assert "arXiv" in paper["source"] or "github.com" in paper["source"]
+        for methods in paper["rows"].values():
+            for name, row in methods.items():
+                assert name.split(", ")[0] in {*METHODS, "pyramid_forcing"}, name
+                assert all(value is None or 30 < value < 100 for value in row), name
+
+
+def test_papers_that_contradict_each_other_are_marked():
+    """Deep Forcing gains 25 points of dynamic degree in its own table and loses 10 in LongLive-RAG's."""
+    found = changes(papers_of(60, "self_forcing")["self_forcing"], "self_forcing", {})
+    assert found["deep_forcing", "Deep Forcing"]["dynamic_degree"] == pytest.approx(25.21)
+    assert found["deep_forcing", "LongLive-RAG"]["dynamic_degree"] == pytest.approx(-10.28)
+    marked = contradictions(found, opposite)
+    assert ("deep_forcing", "dynamic_degree") in marked and ("deep_forcing", "aesthetic_quality") not in marked
+    lines = vbench("table", "--backbone", "self_forcing").stdout.splitlines()
+    rows = [line for line in lines if line.startswith("deep_forcing ") and "Pyramid" in line]
+    assert "43.10 !" in rows[0] and "-0.65 !" in rows[1]
+    assert any("arXiv 2605.13111" in line for line in lines)
+
+
+def test_own_rows_stand_beside_the_papers(tmp_path):
+    for name, score in (("native", 0.4), ("self_forcing_deep_forcing", 0.3)):
+        write_result(tmp_path / name, "dynamic_degree", score)
+    run = vbench("table", tmp_path / "native", tmp_path / "self_forcing_deep_forcing", "--backbone", "self_forcing")
+    mine = next(line for line in run.stdout.splitlines() if line.startswith("deep_forcing ") and "yours" in line)
+    assert mine.split() == ["deep_forcing", "yours", "-", "-", "-", "-10.00", "!", "-", "-", "-"]
 
 
 def test_names_have_no_underscore_and_end_in_a_number(method, tmp_path):
@@ -64,8 +98,10 @@ def test_a_folder_made_for_other_videos_is_refused(method, tmp_path):
 
 def test_the_command_spells_out_what_the_defaults_get_wrong(tmp_path):
     words = command("python3.10", Path("VBench"), tmp_path, "subject_consistency")
-    assert words[:2] == ["python3.10", "VBench/vbench2_beta_long/eval_long.py"] and words[-1] == "--dev_flag"
+    long = Path("VBench").resolve() / "vbench2_beta_long"
+    assert words[:2] == ["python3.10", f"{long}/eval_long.py"] and words[-1] == "--dev_flag"
     options = dict(zip(words[2:-1:2], words[3:-1:2], strict=True))
+    assert options["--clip_length_config"] == f"{long}/configs/clip_length_mix.yaml"  # else sought where pip has none
     assert options["--mode"] == "long_custom_input" and options["--dimension"] == "subject_consistency"
     assert options["--sb_clip2clip_feat_extractor"] == "dinov2"
 
@@ -138,7 +174,7 @@ def test_export_and_table_work_end_to_end(method, tmp_path):
     run = vbench("table", out, "--backbone", "self_forcing")
     assert run.returncode == 0 and "warning" not in run.stdout
     mine = next(line for line in run.stdout.splitlines() if line.startswith("mine"))
-    assert mine.split() == ["mine", *["70.00"] * 6, "-"] and "longlive_rag" in run.stdout
+    assert mine.split() == ["mine", *["70.00"] * 6, "-"] and "latentmem" in run.stdout
 
 
 @pytest.mark.parametrize(
@@ -148,6 +184,7 @@ def test_export_and_table_work_end_to_end(method, tmp_path):
         (["table", "no/such/results"], "no/such/results does not exist"),
         (["table", "--backbone", "selfforcing"], "did you mean 'self_forcing'?"),
         (["table", "{tmp}", "--backbone", "x"], "--backbone x is not one of"),
+        (["table", "--seconds", "40"], "give one of 30, 60, 120"),
         (["export", "{tmp}"], "no videos"),
         (["export", "--out", "", "{tmp}"], "--out is empty"),
         (["export", "--out", "{tmp}/my_videos/a cat_and_dog-0.mp4", "{tmp}/my_videos"], "is not writable"),

@@ -182,9 +182,9 @@ def torchao(monkeypatch):
     return pytest.importorskip("torchao")
 
 
-@pytest.mark.parametrize("form", ["cast_fp8", "fp8", "int8"])
+@pytest.mark.parametrize("form", ["cast_fp8", "fp8_products", "fp8", "int8"])
 def test_shorter_weights_stay_near_the_whole_ones(form, config, request):
-    if form != "cast_fp8":
+    if form in ("fp8", "int8"):
         request.getfixturevalue("torchao")
     expected = latents(load(config))
     pipeline = load(replace(config, weights=form))

@@ -21,6 +21,7 @@ from pipeline.retrieval import Index, Selection
 from wan.checkpoint import meta_model
 from wan.params import LatentFormat, WanParams
 from wan.taehv import TAEHV
+from wan.vae_decoder import lay_out
 
 LATENTMEM = {"use_latentmem": True, "compression_method": "avg_pool", "selection": "uniform"}
 
@@ -87,7 +88,8 @@ def make_pipeline(case: Case, gpu: FakeGPU) -> Pipeline:
         offload_transformer(model, gpu.device)
     else:
         model.to(gpu.device)
-        model.fuse_projections()
+        if config.weights == "same":
+            model.fuse_projections()
     return assemble(config, model, LatentFormat(), gpu.device)
 
 
@@ -143,7 +145,10 @@ def make_vae(kind: str, gpu: FakeGPU):
     """A decoder of empty weights, `full` or `tiny`."""
     with torch.device("meta"):
         vae = TAEHV() if kind == "tiny" else AutoencoderKLWan()
-    return _emptied(vae, gpu.device, torch.bfloat16)
+    vae = _emptied(vae, gpu.device, torch.bfloat16)
+    if kind == "full":
+        lay_out(vae)
+    return vae
 
 
 class Decoding:

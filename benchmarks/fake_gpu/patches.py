@@ -17,7 +17,7 @@ from benchmarks.fake_gpu.order import FakeEvent, FakeStream, current
 from pipeline import noise
 from pipeline.bank import tiers
 from utils import streams
-from wan import kernels
+from wan import kernels, model, norms
 
 
 @contextmanager
@@ -177,12 +177,31 @@ def _of_kernels(gpu) -> list[tuple]:
         gpu.kernel("elementwise", 0, [q, k, v, table], [out, keys, values])
         return out
 
+    def norm_rows(x, out, weight, eps, bias=None, y=None, gate=None, total=None, silu=False):
+        vectors = [vector for vector in (weight, bias, gate) if vector is not None]
+        for vector in vectors:
+            if vector.device != x.device:
+                raise RuntimeError(f"norm of {x.device} with {vector.device}")
+        if y is None:
+            gpu.kernel("elementwise", 0, [x, *vectors], [out])
+        else:
+            gpu.kernel("elementwise", 0, [x, y, *vectors], [out, total])
+
+    def addmm_activation(bias, x, weight, use_gelu):
+        out = torch.empty(x.shape[0], weight.shape[1], dtype=x.dtype, device=x.device)
+        gpu.kernel("gemm", 2 * x.shape[0] * weight.numel(), [bias, x, weight], [out])
+        return out
+
     return [
         (F, "scaled_dot_product_attention", attention),
         (F, "rms_norm", rms_norm),
         (F, "interpolate", interpolate),
         (kernels, "is_fast", lambda x: x.device.type == "cuda"),
         (kernels, "rotate_write", rotate_write),
+        (norms, "is_fast", lambda x: x.device.type == "cuda"),
+        (norms, "norm_rows", norm_rows),
+        (torch, "_addmm_activation", addmm_activation),
+        (model, "is_plain", lambda linear: type(linear) is torch.nn.Linear),  # whose weights are FakeTensors
     ]
 
 

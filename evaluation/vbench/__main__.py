@@ -1,16 +1,16 @@
 """VBench-Long: export videos for it, print the paper's table: `python -m evaluation.vbench --help`."""
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 
 from evaluation.compare.pairing import find, split_name
 from evaluation.vbench.export import DIMENSIONS, command, export_method, exported, is_export, results_folder
-from evaluation.vbench.results import PUBLISHED, published_scores, read_scores, table, warnings
+from evaluation.vbench.published import Paper, changes, changes_table, papers_of, published_table
+from evaluation.vbench.results import Scores, read_scores, table, warnings
 from utils.command_line import Parser
-from utils.errors import UserError, did_you_mean, run
+from utils.errors import UserError, run
 from utils.files import require_writable
 
 
@@ -33,16 +33,12 @@ def export(args: argparse.Namespace) -> None:
     print("\nto run, in VBench-Long's own environment (docs/evaluation.md says how to install it):\n")
     for folder in exported(Path(args.out)):
         for dimension in DIMENSIONS:
-            print(shlex.join(command("python", Path("VBench"), folder, dimension)))
+            print(shlex.join(command(args.python, Path(args.checkout), folder, dimension)))
 
 
 def tabulate(args: argparse.Namespace) -> None:
-    """Print results as the paper's table, the published numbers beside them."""
-    published = json.loads(PUBLISHED.read_text())
-    backbones = list(published["seconds_60"])
-    if args.backbone and args.backbone not in backbones:
-        near = did_you_mean(args.backbone, backbones)
-        raise UserError(f"--backbone {args.backbone} is not one of {', '.join(backbones)}{near}")
+    """Print results as the papers' table, the published numbers beside them."""
+    published = papers_of(args.seconds, args.backbone)
     own = {}
     for argument in args.results:
         for label, folder in _result_folders(argument):
@@ -51,11 +47,22 @@ def tabulate(args: argparse.Namespace) -> None:
                 print(f"warning: {label}: {warning}")
     if own:
         print(table(own))
-    if args.backbone:
-        backbones = [args.backbone]
-    for backbone in backbones:
-        print(f"\npublished, {backbone}, 60 s ({published['source'].partition(',')[0]}):")
-        print(table(published_scores(backbone)))
+    for backbone, papers in published.items():
+        _print_published(backbone, papers, args.seconds, own)
+
+
+def _print_published(backbone: str, papers: list[Paper], seconds: int, own: dict[str, Scores]) -> None:
+    """A backbone's published rows, what the methods change, and where the figures are from."""
+    if not papers:
+        return
+    print(f"\npublished, {backbone}, {seconds} s; ! papers are 5 points or more apart:")
+    print(published_table(papers, backbone))
+    found = changes(papers, backbone, own)
+    if found:
+        print(f"\nagainst native, {backbone}, {seconds} s, in points; ! others found the opposite:")
+        print(changes_table(found))
+    for paper in papers:
+        print(paper.describe())
 
 
 def _result_folders(argument: str) -> list[tuple[str, Path]]:
@@ -82,11 +89,14 @@ def _parse() -> argparse.Namespace:
     one = actions.add_parser("export", help="lay out videos for VBench-Long and print its commands")
     one.add_argument("videos", nargs="+", metavar="[NAME=]VIDEOS")
     one.add_argument("--out", default="runs/vbench", metavar="FOLDER", help="[%(default)s]")
+    one.add_argument("--checkout", default="VBench", metavar="FOLDER", help="of VBench's repository [%(default)s]")
+    one.add_argument("--python", default="python", metavar="FILE", help="of VBench's own environment [%(default)s]")
     one.set_defaults(action=export)
 
-    one = actions.add_parser("table", help="print the paper's table of results, beside the published one")
+    one = actions.add_parser("table", help="print the papers' table of results, beside the published ones")
     one.add_argument("results", nargs="*", metavar="[NAME=]RESULTS", help="export folder, folder of results, or file")
-    one.add_argument("--backbone", default="", help="of the published table [all]")
+    one.add_argument("--backbone", default="", help="of the published tables [all]")
+    one.add_argument("--seconds", type=int, default=60, metavar="N", help="of the published videos [%(default)s]")
     one.set_defaults(action=tabulate)
     return parser.parse_args()
 

@@ -77,8 +77,10 @@ def command(python: str, root: Path, folder: Path, dimension: str) -> list[str]:
     """The command that evaluates one dimension of one exported folder, with every option that matters.
 
     `--dev_flag` is what gives the long-range half its weight (from `slow_fast_params.yaml`) and its feature
-    extractors; without it VBench-Long sets that weight to 0 whatever else is given.
+    extractors; without it VBench-Long sets that weight to 0 whatever else is given. The clip lengths it looks for
+    beside its own package, where pip leaves them out; a full path is taken as it is.
     """
+    root = root.resolve()
     long = root / "vbench2_beta_long"
     options = {
         "--videos_path": folder.resolve(),
@@ -86,7 +88,7 @@ def command(python: str, root: Path, folder: Path, dimension: str) -> list[str]:
         "--dimension": dimension,
         "--mode": "long_custom_input",
         "--full_json_dir": root / "vbench" / "VBench_full_info.json",
-        "--clip_length_config": "clip_length_mix.yaml",
+        "--clip_length_config": long / "configs" / "clip_length_mix.yaml",
         "--slow_fast_eval_config": long / "configs" / "slow_fast_params.yaml",
         "--subject_mapping_file_path": long / "configs" / "subject_mapping_table.yaml",
         "--background_mapping_file_path": long / "configs" / "background_mapping_table.yaml",

@@ -1,6 +1,5 @@
 """What VBench-Long found: its result files, and the paper's table of them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,6 @@ from utils.errors import UserError
 from utils.table import align
 
 LONG_RANGE = DIMENSIONS[:2]  # fused from a score within clips and one between clips
-PUBLISHED = Path(__file__).parent / "published.json"
-
 Scores = dict[str, float | None]  # dimension -> percent, None where it was not run
 
 
@@ -88,15 +85,6 @@ def table(scores: Mapping[str, Scores]) -> str:
                 rank += f" (of {len(used)})"
         rows.append([method, *cells, rank])
     return align(rows)
-
-
-def published_scores(backbone: str) -> dict[str, Scores]:
-    """The paper's 60 s numbers of one backbone: method -> dimension -> percent."""
-    published = json.loads(PUBLISHED.read_text())
-    scores = {}
-    for method, row in published["seconds_60"][backbone].items():
-        scores[method] = dict(zip(published["dimensions"], row, strict=True))
-    return scores
 
 
 def read_results(folder: Path) -> list[tuple[Path, dict[str, Result]]]:
