@@ -48,6 +48,9 @@ FOUND_BY: dict[str, str] = {
     "pipeline/kv_cache.py: KVCache.commit: self.side.mark()": "told",
     "pipeline/kv_cache.py: KVCache._fetch: self.store.join()": "pooled, cast",
     "pipeline/kv_cache.py: KVCache._retire: self.store.after_now()": "host",
+    "pipeline/state.py: take_state: torch.cuda.synchronize(generation.device)": (
+        "no case keeps a state; it reads what a fork copies, of which the loss of the same wait is found"
+    ),
     "pipeline/weight_stream.py: WeightStream.enter: self.side.join()": "sink, low",
     "pipeline/weight_stream.py: WeightStream._fetch: self.side.after_now()": "sink, low",
     "utils/streams.py: SideStream.after: self.stream.wait_event(mark.event)": "host",
