@@ -96,7 +96,7 @@ def planned(policy: "ContextPolicy", shape: "FrameShape", params: "WanParams", c
     """Operations and bytes of a block, from the plans of the steady state."""
     import torch
 
-    from benchmarks.run import linear_flops
+    from benchmarks.flops import linear_flops
     from pipeline.kv_cache import KVCache
 
     flops, moved = [], []

@@ -53,7 +53,10 @@ def make_vae(kind: str, size: str, device, dtype):
     from diffusers import AutoencoderKLWan
 
     from wan.taehv import TAEHV
+    from wan.vae_decoder import lay_out
 
     with torch.device(device):
         vae = TAEHV() if kind == "tiny" else AutoencoderKLWan(**_vae_sizes(size))
+    if kind == "full":
+        lay_out(vae)
     return vae.to(dtype).eval().requires_grad_(False)

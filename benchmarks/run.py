@@ -14,8 +14,6 @@ import platform
 import statistics
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.random_models import SIZES, make_model, make_vae
@@ -98,6 +96,7 @@ def measure(config: BenchmarkConfig) -> dict:
     import torch
 
     from benchmarks.machine import copy_rate, matmul_rate, peaks
+    from benchmarks.rollout import PLAIN
     from pipeline.preflight import find_device
 
     torch.manual_seed(config.seed)
@@ -108,20 +107,14 @@ def measure(config: BenchmarkConfig) -> dict:
     model = make_model(config.size, device, dtype)
     model.set_attention_backend(config.attention_backend)
     if config.compile:
-        model.compile_repeated_blocks(dynamic=True)
+        model.compile_blocks()
     whole = end_to_end(config, model, make_vae(config.vae, config.size, device, dtype), device, dtype)
-    runs = {name: Run(name, config, device, dtype) for name in ("native", "latentmem")}
+    names = ["native", "latentmem"]
     if config.plain:
-        runs |= {f"{name}, plain": Run(f"{name}, plain", config, device, dtype, plain=True) for name in tuple(runs)}
-    for one in runs.values():
-        one.start(model)
-    for _ in range(one.warmup + config.blocks):
-        for one in runs.values():
-            one.step()
-    methods = {name: one.figures(machine) for name, one in runs.items()}
-    reference = methods["native"]["block_s"]
-    for figures in methods.values():
-        figures["of_native"] = figures["block_s"] / reference
+        names += [f"native{PLAIN}", f"latentmem{PLAIN}"]
+    methods = measure_blocks(names, config, machine, model, device, dtype)
+    for name, stages in measure_stages(names[:2], config, machine, model, device, dtype).items():
+        methods[name]["stages"] = stages
     return {
         "config": to_dict(config),
         "machine": {
@@ -148,151 +141,69 @@ def end_to_end(config: BenchmarkConfig, model, vae, device, dtype) -> dict:
     import torch
 
     from benchmarks.machine import peaks
-    from pipeline.decode import start_decoder, to_uint8
-    from utils.background import Background
-    from utils.streams import SideStream
+    from benchmarks.rollout import WARMUP, Rollout
+    from pipeline.decode import DecodeThread, start_decoder, to_uint8
 
-    decoder, side, done = start_decoder(vae), SideStream(device, "decode"), []
+    decoder, done = start_decoder(vae), []
 
-    def decode(latents, ready) -> None:
+    def decode(block, ready) -> None:
         with ready:
-            to_uint8(decoder(latents))
+            to_uint8(decoder(block.latents))
         done.append(time.perf_counter())
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # measuring the machine took more
     started = time.perf_counter()
-    one = Run("latentmem", config, device, dtype)
-    one.start(model, staged=False)
-    with Background(side.use_device) as background:
-        for _ in range(one.warmup + config.blocks):
-            block = one.generation.step()
-            background.do(decode, block.latents, side.after_now())
+    blocks = WARMUP + config.blocks
+    rollout = Rollout("latentmem", blocks, config, model, device, dtype)
+    with DecodeThread(device, in_turn=False) as thread:
+        for _ in range(blocks):
+            thread.take(decode, rollout.step())
     steady = done[-config.blocks - 1 :]
     rate = block_pixels(config) * config.blocks / (steady[-1] - steady[0])
     return {"first_frame_s": done[0] - started, "frames_per_s": rate, **peaks(device)}
 
 
-class Run:
-    """One method's generation, taken a block at a time, with its stages timed."""
+def measure_blocks(names: list[str], config: BenchmarkConfig, machine: dict, model, device, dtype) -> dict:
+    """Figures of each method's blocks, which run as they do without a benchmark."""
+    from benchmarks.rollout import WARMUP, Rollout
+    from benchmarks.timing import Turns
 
-    def __init__(self, name: str, config: BenchmarkConfig, device, dtype, plain: bool = False) -> None:
-        self.name, self.config, self.device, self.dtype, self.plain = name, config, device, dtype, plain
-        self.latentmem = name.startswith("latentmem")
-        self.warmup = 10  # window and memory slots are full and the first retrieval is done
-        self.seconds: list[float] = []
-        self.stages: dict[str, list[float]] = defaultdict(list)  # seconds, a block each
-        self.moved: dict[str, list[int]] = defaultdict(list)  # bytes read and written
-        self.copied: list[int] = []
-
-    def start(self, model, staged: bool = True) -> None:
-        import torch
-
-        from benchmarks.random_models import format_of
-        from pipeline.bank.bank import build_bank
-        from pipeline.descriptors import AvgPool
-        from pipeline.frames import FrameShape
-        from pipeline.generation import Generation
-        from pipeline.kv_cache import KVCache
-        from pipeline.noise import SeededNoise
-        from pipeline.pipeline import leaving_frames
-        from pipeline.plain import PlainCache
-        from pipeline.policies import RetrievedMemory, SlidingWindow
-        from pipeline.retrieval import Retrieval
-        from pipeline.sampler import FlowSchedule, Sampler
-
-        config, params, batch = self.config, model.params, self.config.batch_size
-        latent = format_of(config.size).shape(config.height, config.width)
-        policy = RetrievedMemory() if self.latentmem else SlidingWindow()
-        frames = policy.block * (self.warmup + config.blocks)
-        shape = FrameShape.of(params, *latent[1:], batch)
-        index = Retrieval(AvgPool().load(latent, self.device)) if self.latentmem else None
-        if self.plain:
-            cache = PlainCache(shape, self.device)
-        else:
-            leaving = leaving_frames(policy, frames)
-            bank = build_bank(config.bank, index, shape.dims, leaving, self.dtype, self.device) if index else None
-            cache = KVCache(shape, policy, bank, self.device, self.dtype)
-        self.cache = cache
-        if staged and not self.plain:
-            cache.begin = self.timed("assemble the context", cache.begin)
-            cache.prefetch = self.timed("fetch", cache.prefetch)
-        if staged and index:
-            index.select = self.timed("select", index.select)
-            index.add = self.timed("describe", index.add)
-        schedule = FlowSchedule()
-        steps = schedule.steps([1000 - i * 1000 // config.steps for i in range(config.steps)], warp=True)
-        text = torch.randn(batch, params.text_len, params.text_dim, device=self.device, dtype=self.dtype)
-        self.flops = block_flops(params, shape.tokens(), policy.local_attn_size, config.steps + 1) * batch
-        self.generation = Generation(
-            model=model,
-            policy=policy,
-            cache=cache,
-            index=index,
-            sampler=Sampler(schedule, steps),
-            noise=SeededNoise(config.seed, [(i, 0) for i in range(batch)]),
-            text=model.encode_text(text),
-            shape=(batch, policy.block, *latent),
-            device=self.device,
-            frames=frames,
-        )
-
-    def timed(self, stage: str, function: Callable) -> Callable:
-        def wrapped(*arguments, **keywords):
-            started, moved = self.now(), self.bytes_moved()
-            result = function(*arguments, **keywords)
-            self.stages[stage].append(self.now() - started)
-            self.moved[stage].append(self.bytes_moved() - moved)
-            return result
-
-        return wrapped
-
-    def bytes_moved(self) -> int:
-        """Read and written so far in this block: records of the bank, and frames put into the context."""
-        if self.plain:
-            return 0
-        bank = self.cache.bank
-        return 2 * (self.cache.placed_bytes + (bank.transfers.bytes if bank else 0))
-
-    def step(self) -> None:
-        started = self.now()
-        marks = {stage: len(times) for stage, times in self.stages.items()}
-        block = self.generation.step()
-        self.seconds.append(self.now() - started)
-        self.copied.append(block.transfers.bytes)
-        for kind in (self.stages, self.moved):  # calls of one block count together
-            for stage, values in kind.items():
-                values[marks.get(stage, 0) :] = [sum(values[marks.get(stage, 0) :])]
-
-    def now(self) -> float:
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def figures(self, machine: dict) -> dict:
-        count = self.config.blocks
-        block = statistics.median(self.seconds[-count:])
-        stages = {}
-        for stage, times in self.stages.items():
-            seconds, moved = statistics.median(times[-count:]), statistics.median(self.moved[stage][-count:])
-            stages[stage] = {"s": seconds}
-            if moved:
-                of_rate = moved / seconds / 1e9 / machine["copy_gb_s"]
-                stages[stage] |= {"moved_mb": moved / 1e6, "of_copy_rate": of_rate}
-        rest = block - sum(stage["s"] for stage in stages.values())
-        of_rate = self.flops / rest / 1e12 / machine["matmul_tflops"]
-        stages["forwards and noise"] = {"s": rest, "tflop": self.flops / 1e12, "of_matmul_rate": of_rate}
-        return {
+    turns = Turns(config.blocks, device)
+    rollouts = {name: Rollout(name, WARMUP + turns.blocks, config, model, device, dtype) for name in names}
+    for rollout in rollouts.values():
+        for _ in range(WARMUP):
+            rollout.step()
+    seconds = turns.take(rollouts)
+    reference = statistics.median(seconds["native"])
+    methods = {}
+    for name, rollout in rollouts.items():
+        block = statistics.median(seconds[name])
+        methods[name] = {
             "block_s": block,
-            "quartiles_s": statistics.quantiles(self.seconds[-count:], n=4),
-            "frames_per_s": block_pixels(self.config) / block,
-            "stages": stages,
-            "tflop": self.flops / 1e12,
-            "of_matmul_rate": self.flops / block / 1e12 / machine["matmul_tflops"],
-            "copied_mb": statistics.median(self.copied[-count:]) / 1e6,
+            "quartiles_s": statistics.quantiles(seconds[name], n=4),
+            "frames_per_s": block_pixels(config) / block,
+            "tflop": rollout.flops / 1e12,
+            "of_matmul_rate": rollout.flops / block / 1e12 / machine["matmul_tflops"],
+            "copied_mb": statistics.median(rollout.copied[-config.blocks :]) / 1e6,
+            "of_native": block / reference,
         }
+    return methods
+
+
+def measure_stages(names: list[str], config: BenchmarkConfig, machine: dict, model, device, dtype) -> dict:
+    """What each method's blocks are spent on, by stage, from a run of its own."""
+    from benchmarks.rollout import WARMUP, Rollout
+    from benchmarks.timing import Stages
+
+    found = {}
+    for name in names:
+        blocks = WARMUP + config.blocks
+        stages = Stages(Rollout(name, blocks, config, model, device, dtype))
+        for _ in range(blocks):
+            stages.step()
+        found[name] = stages.figures(config.blocks, machine)
+    return found
 
 
 def block_pixels(config: BenchmarkConfig) -> int:
@@ -301,18 +212,6 @@ def block_pixels(config: BenchmarkConfig) -> int:
     from pipeline.policies import SlidingWindow
 
     return format_of(config.size).block_frames(SlidingWindow().block) * config.batch_size
-
-
-def block_flops(params, tokens: int, window: int, forwards: int) -> float:
-    """Floating-point operations of one block's linear layers and attention; multiply and add count as two."""
-    q, kv = 3 * tokens, window * tokens
-    attention = 4 * q * (kv + params.text_len) * params.dim
-    return forwards * params.num_layers * (linear_flops(params, q) + attention)
-
-
-def linear_flops(params, q: int) -> int:
-    """Those of one layer's matrix products for q tokens; the text's keys and values are made once a prompt."""
-    return 2 * q * (6 * params.dim**2 + 2 * params.dim * params.ffn_dim)
 
 
 def table(result: dict) -> str:
@@ -324,7 +223,8 @@ def table(result: dict) -> str:
             f"{f['of_matmul_rate']:.0%} | {f['copied_mb']:.1f} MB |"
         )
     for name, f in result["methods"].items():
-        rows.append(f"\n{name}: {', '.join(map(stage_text, f['stages'], f['stages'].values()))}")
+        if "stages" in f:
+            rows.append(f"\n{name}: {', '.join(map(stage_text, f['stages'], f['stages'].values()))}")
     whole, machine = result["end_to_end"], result["machine"]
     device = "" if whole["peak_device_gb"] is None else f"{whole['peak_device_gb']:.2f} GB device, "
     rows.append(

@@ -26,6 +26,7 @@ from utils.table import markdown
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+SETTLED = 5.0  # seconds after which a page is drawn; nobody presses its button before
 PROMPT = "A meadow at noon, the camera following a wolf right past a red house, a blue tree, a yellow tower."
 
 
@@ -159,6 +160,7 @@ def page(address: str, number: int) -> Iterator[None]:
             if "DevTools listening" in line:
                 break
         threading.Thread(target=browser.stderr.read, daemon=True).start()
+        time.sleep(SETTLED)
         try:
             yield
         finally:

@@ -1,7 +1,8 @@
-"""What smaller storage costs: `python -m benchmarks.storage [CONFIG.yaml]`.
+"""What shorter numbers cost: `python -m benchmarks.storage [CONFIG.yaml] [bank|weights]`.
 
-Generates the same video with frames outside the window kept in each type of `pipeline.bank.codec`, and
-compares selections and latents with those of the model's own type.
+Generates the same video with frames outside the window kept in each type of `pipeline.bank.codec`, or with the
+transformer's weights in each form of `pipeline.offload`, and compares selections and latents with those of the model's
+own type.
 """
 
 import operator
@@ -18,12 +19,11 @@ def main() -> None:
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(__doc__)
         return
-    if len(sys.argv) > 2:
-        raise UserError(f"'{sys.argv[2]}' is too much; give one config")
-
-    path = "configs/tinyworld_latentmem.yaml"
-    if sys.argv[1:]:
-        path = sys.argv[1]
+    given = sys.argv[1:]
+    what = given.pop() if given and given[-1] in ("bank", "weights") else "bank"
+    if len(given) > 1:
+        raise UserError(f"'{given[1]}' is too much; give one config, and bank or weights")
+    path = given[0] if given else "configs/tinyworld_latentmem.yaml"
     if path.startswith("-") or "=" in path:
         raise UserError(f"'{path}' is no config; give one, such as configs/tinyworld_latentmem.yaml")
 
@@ -33,17 +33,19 @@ def main() -> None:
     from pipeline import load
     from pipeline.bank.codec import STORAGES
     from pipeline.config import load_config
+    from pipeline.offload import QUANTIZATION
     from pipeline.preflight import preflight
 
     prompt = first_prompt(load_config(path))
+    forms = {"bank": STORAGES, "weights": QUANTIZATION}[what]
     found = {}
-    for storage in STORAGES:
-        found[storage] = preflight(load_config(path, {"bank": {"storage": storage}}))
-    print("| storage | memory at the end | blocks with the same selection | rms difference, first 10 s | whole |")
+    for form in forms:
+        found[form] = preflight(load_config(path, {"bank": {"storage": form}} if what == "bank" else {what: form}))
+    print(f"| {what} | memory at the end | blocks with the same selection | rms difference, first 10 s | whole |")
     print("|---|---|---|---|---|")
     reference = None  # latents and selections of the model's own type, the first of all
-    for storage in STORAGES:
-        pipeline = load(found[storage])
+    for form in forms:
+        pipeline = load(found[form])
         blocks = list(pipeline.blocks(prompt))
         latents = torch.cat([block.latents for block in blocks], dim=1)
         chosen = [retrieved(block) for block in blocks]
@@ -54,7 +56,7 @@ def main() -> None:
         start = error[:41].square().mean().sqrt()
         whole = error.square().mean().sqrt()
         memory = blocks[-1].memory_bytes / 1e6
-        print(f"| {storage} | {memory:.2f} MB | {same} of {len(blocks)} | {start:.4f} | {whole:.4f} |")
+        print(f"| {form} | {memory:.2f} MB | {same} of {len(blocks)} | {start:.4f} | {whole:.4f} |")
 
 
 def retrieved(block: "LatentBlock") -> set[frozenset[int]]:

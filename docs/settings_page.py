@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ae.settings import TrainSettings
+from evaluation.futures.settings import FuturesSettings
 from pipeline.config import CorpusConfig, RunConfig
 from serve.settings import ServeSettings
 from tinyworld.benchmark import BenchmarkSettings
@@ -32,6 +33,12 @@ SECTIONS = (  # heading, words below it, settings, settings that an earlier sect
         RunConfig,
     ),
     ("Server", "`bash serve.sh BACKBONE METHOD`, beside the settings of inference.", ServeSettings, None),
+    (
+        "Futures of one past",
+        "`bash evaluate.sh futures BACKBONE`, beside the settings of inference.",
+        FuturesSettings,
+        None,
+    ),
     ("Training of the retrieval encoder", "`bash train_ae_delta.sh`, from `ae/configs/`.", TrainSettings, None),
     (
         "Benchmark of tinyworld",

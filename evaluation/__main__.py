@@ -5,14 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from evaluation.compare.evaluate import Measured, evaluate, measure_all
-from evaluation.compare.pairing import Problem, find
-from evaluation.report.html import build
-from evaluation.report.text import describe
-from evaluation.video.reader import require_ffmpeg
+from evaluation.report.write import report
 from utils.command_line import Parser
 from utils.errors import UserError, run
-from utils.files import atomic, gone_if_empty, require_writable, write_json
 
 EPILOG = """\
 Each folder is a method. Videos are paired by prompt and sample: 00012-0.mp4 in one folder with 00012-0.mp4 in the
@@ -24,28 +19,7 @@ VBench-Long: python -m evaluation.vbench --help"""
 def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files are not always text
     args = _parse()
-    methods, problems = find(args.videos)
-    require_ffmpeg()
-    with gone_if_empty(Path(args.out)):
-        out = require_writable(args.out)
-        measured, unreadable = measure_all(methods, args.workers, print_line)
-        require_some(measured, unreadable)
-    result = evaluate(methods, measured, problems + unreadable, args.seed)
-    write_json(out / "report.json", result.to_json())
-    with atomic(out / "report.html") as file:
-        file.write_text(build(result, out, args.embed), encoding="utf-8", errors="backslashreplace")
-    print(f"\n{describe(result)}\n\nalso in {out}/report.html and report.json")
-
-
-def require_some(measured: Measured, unreadable: list[Problem]) -> None:
-    """Refuse videos of which none can be read."""
-    if not any(measured.values()):
-        first = unreadable[0]
-        raise UserError(f"none of {len(unreadable)} videos can be read; {first.place} {first.why}")
-
-
-def print_line(line: str) -> None:
-    print(line, flush=True)
+    report(args.videos, Path(args.out), args.workers, args.seed, args.embed)
 
 
 def _parse() -> argparse.Namespace:

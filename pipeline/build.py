@@ -98,7 +98,7 @@ def build_model(config: RunConfig, device: torch.device, dtype: torch.dtype) -> 
         if config.weights == "same":  # in fewer bits, each linear has a way of its own to compute
             model.fuse_projections()
     if config.compile:
-        model.compile_repeated_blocks(dynamic=True)
+        model.compile_blocks()
     if offload:
         offload_transformer(model, device)
     return model
@@ -133,7 +133,10 @@ def embed(found: Preflight, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     def load_encoder() -> TextEncoder:
         encoder = TextEncoder(*files, text_len, "cpu" if offload else device, dtype)
         if offload:
-            offload_text_encoder(encoder.model.encoder, device)
+            offload_text_encoder(encoder, device)
         return encoder
 
-    return encode_prompts(load_encoder, prompts, cache)
+    embeddings = encode_prompts(load_encoder, prompts, cache)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # pieces of the encoder's sizes, for buffers of others
+    return embeddings

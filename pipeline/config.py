@@ -17,6 +17,7 @@ from pipeline.policies import POLICIES
 from pipeline.sampler import SAMPLERS
 from pipeline.scenes import SWITCHES
 from pipeline.selection import SELECTIONS
+from pipeline.timeline import Grid
 from utils.errors import UserError
 from utils.moving import FITS
 from utils.paths import read_path
@@ -150,6 +151,11 @@ class OutputSettings(Settings):
         at_most=10**6,
         place=True,
     )
+    keep_state: str = setting(
+        "",
+        "times, such as 12s,24s, at which keys and values are kept beside the video: its forks there start at once",
+        place=True,
+    )
     save_with_index: bool = setting(True, "name files by prompt number, else by the prompt's text", place=True)
 
 
@@ -204,6 +210,8 @@ class RunConfig(
             raise UserError("at, redo and keep_after belong to a fork; name its parent with from=videos/x/00000-0")
         if self.parent is not None and self.start is not None:
             raise UserError("start and from= both give the video's first blocks; give one of them")
+        if self.keep_state and self.batch_size > 1:
+            raise UserError(f"keep_state is for videos made one at a time, and batch_size is {self.batch_size}; set 1")
         self.loras()
         self.descriptor_files()
         self.policy()
@@ -217,6 +225,14 @@ class RunConfig(
     def blocks(self) -> int:
         """Blocks of a video."""
         return 1 + (self.num_output_frames - self.first_block) // self.num_frame_per_block
+
+    def grid(self, temporal: int) -> Grid:
+        """Where the blocks of its videos begin.
+
+        Args:
+            temporal: pixel frames of a latent frame.
+        """
+        return Grid(self.num_output_frames, self.num_frame_per_block, self.first_block, self.fps / temporal)
 
     def _require_whole_blocks(self) -> None:
         block = self.num_frame_per_block

@@ -15,13 +15,22 @@ from pipeline.scenes import require_switch
 from pipeline.timeline import Grid, segments_of
 from utils.errors import UserError
 from utils.paths import read_path
+from utils.processes import per_video
 
 
 def grid_of(found: Preflight) -> Grid:
-    """Where the blocks of a run's videos begin."""
-    config = found.config
-    rate = config.fps / found.format.temporal
-    return Grid(config.num_output_frames, config.num_frame_per_block, config.first_block, rate)
+    """Where the blocks of a run's videos begin.
+
+    Raises:
+        UserError: keep_state names no time of them.
+    """
+    grid = found.config.grid(found.format.temporal)
+    if found.config.keep_state and per_video() > 1:
+        raise UserError(
+            f"keep_state is for videos of one process, and GPUS_PER_VIDEO is {per_video()}; unset one of them"
+        )
+    grid.starts_at(found.config.keep_state, "keep_state")
+    return grid
 
 
 def samples_of(found: Preflight, prompts: Sequence[Prompt], count: int = 1) -> tuple[list[Sample], list[str]]:

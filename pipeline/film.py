@@ -25,6 +25,7 @@ class Film:
         segments: how many segments are there, of all of them.
         states: the decoder's state after those, for each sample of the batch; none to begin.
         known: latent frames that are there, of all of them.
+        ends: the number of blocks that are made when each segment ends.
         watch: is shown each block's frames [B, T, H, W, 3] in bytes.
     """
 
@@ -36,16 +37,17 @@ class Film:
         states: Sequence[State],
         known: int,
         clock: Clock,
+        ends: Sequence[int],
         watch: Watch | None = None,
     ) -> None:
         self.config, self.making, self.known, self.clock = pipeline.config, making, known, clock
-        self.watch = watch
+        self.ends, self.watch, self.about = ends, watch, pipeline.about
         self.decoder = start_decoder(pipeline.vae)
         if states:
             self.decoder.restore(states)
         self.segment = segments  # the one that is written
-        self.skipped = segments * self.config.segment_blocks  # blocks whose frames are there
-        self.block = 0
+        self.skipped = ends[segments - 1] if segments else 0  # blocks whose frames are there
+        self.block = 0  # number of the next one
         self.writers: dict[int, VideoWriter] = {}
         self.records: dict[int, list[dict]] = {}
 
@@ -61,6 +63,8 @@ class Film:
             for number, unfinished in self.making.items():
                 if block.plan.start >= self.known:
                     unfinished.write(block.plan.start, latents[number])
+                if block.state is not None:
+                    unfinished.keep(block.state, self.about)
             frames = None
             if self.block >= self.skipped:
                 frames = to_uint8(self.decoder(block.latents))
@@ -75,9 +79,8 @@ class Film:
                 writer.write(frames[number])
                 made = {"latents": digest(latents[number]), "frames": digest(frames[number])}
                 self.records[number].append(record_block(block, number) | {"digests": made})
-            is_last = block.plan.start + len(block.plan.own) >= self.config.num_output_frames
-            if is_last or self.block % self.config.segment_blocks == 0:
-                self._end_segment(is_last)
+            if self.block == self.ends[self.segment]:
+                self._end_segment()
 
     def discard(self) -> None:
         """Leave no half of a segment."""
@@ -92,7 +95,8 @@ class Film:
             self.writers[number] = VideoWriter(unfinished.segment(self.segment), size, self.config.fps)
             self.records[number] = []
 
-    def _end_segment(self, is_last: bool) -> None:
+    def _end_segment(self) -> None:
+        is_last = self.segment == len(self.ends) - 1
         for number, writer in self.writers.items():
             writer.close()
             state = None if is_last else self.decoder.state(number)

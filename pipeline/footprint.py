@@ -12,15 +12,17 @@ class Preset:
     """Where things lie; no preset changes a number of the result.
 
     Attributes:
-        offload: weights of transformer and text encoder stay in host memory and visit the GPU layer by layer.
+        offload: weights of transformer and text encoder stay in host memory and visit the GPU block by block.
+        in_turn: a block is decoded before the next one is begun, so that only one of the two takes working memory.
         bank_on_device: frames outside the window stay on the GPU as far as it has room.
     """
 
     offload: bool = False
+    in_turn: bool = False
     bank_on_device: bool = False
 
 
-PRESETS = {"low": Preset(offload=True), "balanced": Preset(), "fast": Preset(bank_on_device=True)}
+PRESETS = {"low": Preset(offload=True, in_turn=True), "balanced": Preset(), "fast": Preset(bank_on_device=True)}
 
 
 @dataclass(frozen=True)

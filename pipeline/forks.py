@@ -3,18 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 
 from pipeline.config import RunConfig
 from pipeline.given import Given, Stored
 from pipeline.latents import open_latents
 from pipeline.parent import Parent, require_same_weights
 from pipeline.prompts import Prompt
-from pipeline.record import Weights, content
+from pipeline.record import COMMITTED_BY, Weights, content
 from pipeline.samples import Sample
 from pipeline.scenes import require_switch
+from pipeline.state import check_state, states_beside
 from pipeline.timeline import Grid, Segment, segments_of
+from utils.cache import sha256_once
 from utils.errors import UserError
-from utils.files import sha256
+from utils.processes import per_video
+from utils.provenance import flat
+from utils.tensors import digest
 from wan.params import LatentFormat
 
 
@@ -70,14 +75,42 @@ def fork(config: RunConfig, grid: Grid, format: LatentFormat, plan: Fork) -> tup
             f"{parent.latents} has latents of {tuple(latents.shape)} where its video has {wanted}; delete it, and it "
             "is made again"
         )
-    digest = sha256(parent.latents)
-    given: list[Given] = [Stored(parent.latents, range(start), digest)] if start else []
+    cache = Path(config.text_cache).expanduser() / "digests" if config.text_cache else None
+    sha256 = sha256_once(parent.latents, cache)
+    given: list[Given] = []
+    if start:
+        seed = parent.record["seed"]
+        state, records = _kept(parent, config, start)
+        seed = seed if seed != config.seed else None
+        given.append(Stored(parent.latents, range(start), sha256, seed, state, records))
     if stop is not None:
-        given.append(Stored(parent.latents, range(stop, grid.frames), digest))
+        given.append(Stored(parent.latents, range(stop, grid.frames), sha256))
     record = parent.record
     text = " | ".join(segment.prompt for segment in plan.scenes)
     sample = Sample(text, record["prompt_index"], record["sample"], tuple(plan.scenes), tuple(given))
     return sample, _name(parent, config, sample, start, stop)
+
+
+def _kept(parent: Parent, config: RunConfig, start: int) -> tuple[tuple[int, Path] | None, list[dict]]:
+    """The last state kept of the parent that a run goes on from, and what is on record of the blocks before it.
+
+    None where the run's context is another, or shared out: it leaves other keys and values.
+    """
+    if per_video() > 1:
+        return None, []
+    told, theirs = content(config), flat(parent.record["config"])
+    for name, value in flat({name: told[name] for name in COMMITTED_BY}).items():
+        if theirs.get(name) != value:
+            return None, []
+    states = states_beside(parent.folder / f"{parent.name}.mp4")
+    frame = max((frame for frame in states if frame <= start), default=None)
+    if frame is None:
+        return None, []
+    check_state(states[frame], {"latents": digest(open_latents(parent.latents)[:frame])})
+    records = [block for block in parent.record.get("blocks", []) if block["start"] < frame]
+    if len(records) != 1 + (frame - config.first_block) // config.num_frame_per_block:
+        raise UserError(f"from={parent.name}: its record lacks blocks before {states[frame].name}; delete that file")
+    return (frame, states[frame]), records
 
 
 def _span(config: RunConfig, grid: Grid) -> tuple[int, int | None]:

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,8 +20,9 @@ from pipeline.noise import NoiseAhead, NoiseSource, SeededNoise
 from pipeline.retrieval import Index, Selection
 from pipeline.sampler import Sampler
 from pipeline.scenes import SWITCHES, Scene, require_switch, whole_plan
+from pipeline.state import GenerationState, state_beside, take_state
 from utils.errors import UserError
-from utils.tensors import save_tensors
+from utils.tensors import digest, save_tensors
 from wan.model import CausalWanModel, TextKV
 
 
@@ -34,6 +36,8 @@ class LatentBlock:
         selection: what was retrieved for it; None where nothing could be.
         tier_bytes: what the frames outside the window take, by tier.
         transfers: what moved into, out of and between tiers for this block, and the frames that a bounded bank forgot.
+        state: what the generation held after it, where that is to be kept.
+        record: what is on record of it, where it was not made again.
     """
 
     latents: torch.Tensor
@@ -41,6 +45,8 @@ class LatentBlock:
     selection: Selection | None
     tier_bytes: Mapping[str, int]
     transfers: TransferStats
+    state: GenerationState | None = None
+    record: Mapping[str, Any] | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -74,6 +80,8 @@ class Generation:
         start: first frame of the block to come.
         selection: what was retrieved for it.
         embed: prompts -> their embeddings [B, text_len, text_dim].
+        about: says what its keys and values depend on beside latents, prompts and seed, as plain data.
+        keep_at: latent frames before which its state is taken, to be kept.
         scene: how plans differ since the prompt was switched.
         recent: the latest latents, as many as the window has, to make their keys and values again.
         kept: all latents so far, on the CPU, and the prompts with their starts, to be saved; None where nobody asks.
@@ -96,6 +104,8 @@ class Generation:
     recent: torch.Tensor | None = field(default=None, init=False)
     embed: Callable[[Sequence[str]], torch.Tensor] | None = None
     kept: Kept | None = None
+    about: Callable[[], dict[str, Any]] = dict
+    keep_at: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda" and isinstance(self.noise, SeededNoise):
@@ -139,11 +149,9 @@ class Generation:
         if self.index is not None:
             self.index.add(latents)
         self._flow(latents, self.context_noise)
-        if self.index is not None:
-            self.selection = self._select()
-            if self.selection:
-                self.cache.prefetch(self.selection.frames)  # runs beside the forward
-        return LatentBlock(latents, plan, chosen, self.cache.tier_bytes, self.cache.pop_transfers())
+        self.choose()
+        state = take_state(self) if self.start in self.keep_at else None
+        return LatentBlock(latents, plan, chosen, self.cache.tier_bytes, self.cache.pop_transfers(), state)
 
     def step(self) -> LatentBlock:
         """Sample the next block."""
@@ -193,19 +201,28 @@ class Generation:
         Args:
             noise: where the other's noise comes from, in place of this one's.
         """
-        shared = [self.model, self.policy, self.sampler, self.noise, self.embed]
+        shared = [self.model, self.policy, self.sampler, self.noise, self.embed, self.about]
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # copies are on their way between host and device
         twin = copy.deepcopy(self, {id(part): part for part in shared})
         if noise is not None:
-            twin.noise = noise
-            twin.__post_init__()
-            if twin.selection is not None:
-                twin.selection = twin._select()  # which may be by chance
+            twin.renoise(noise)
         return twin
 
-    def save(self, path: str | Path) -> None:
+    @torch.no_grad()
+    def renoise(self, noise: NoiseSource) -> None:
+        """Take noise from elsewhere from now on."""
+        self.noise = noise
+        self.__post_init__()
+        if self.selection is not None:
+            self.choose()  # which may be by chance
+
+    def save(self, path: str | Path, keep_state: bool = False) -> None:
         """Write what brings this generation back: its latents, its prompts and its seed; see `Pipeline.restore`.
+
+        Args:
+            keep_state: write its keys and values beside that, into `NAME.state.safetensors`, with which it is back at
+                once.
 
         Raises:
             UserError: its latents are not kept or its noise follows from no seed, or the file cannot be written.
@@ -217,6 +234,10 @@ class Generation:
         embeds = [embeds for _, embeds, _ in self.kept.prompts]
         content = {"latents": list(self.kept.latents), "embeds": embeds, "starts": starts, "seed": noise.seed}
         save_tensors(path, content | {"samples": [list(sample) for sample in noise.samples]})
+        beside = state_beside(path)
+        beside.unlink(missing_ok=True)
+        if keep_state:
+            take_state(self).save(beside, self.about() | {"latents": digest(torch.cat(self.kept.latents, dim=1))})
 
     @torch.no_grad()
     def recommit(self, frames: range, past: tuple[Piece, ...] = ()) -> None:
@@ -252,6 +273,14 @@ class Generation:
         if self.device.type == "cuda":
             drawn = drawn.pin_memory()  # the copy runs beside the GPU instead of waiting for it
         return drawn.to(self.device, non_blocking=True)
+
+    def choose(self) -> None:
+        """Choose what the next block retrieves, and start to fetch it beside the forward."""
+        if self.index is None:
+            return
+        self.selection = self._select()
+        if self.selection:
+            self.cache.prefetch(self.selection.frames)
 
     def _select(self) -> Selection | None:
         if self.frames is not None and self.start >= self.frames:

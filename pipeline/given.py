@@ -3,7 +3,7 @@
 A video's blocks are sampled or given; see `pipeline.generation`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,14 +48,25 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Stored:
-    """Latents in a file, at the same places: of a video (`.npy`, which may still grow) or of a corpus (`.pt`)."""
+    """Latents in a file, at the same places: of a video (`.npy`, which may still grow) or of a corpus (`.pt`).
+
+    Attributes:
+        digest: of the file.
+        seed: of the finished video whose blocks these are, where it is another: its noise chose what they retrieved.
+        state: latent frame, and what that video's generation held before it.
+        records: what is on record of the blocks before.
+    """
 
     path: Path
     frames: range
-    digest: str = ""  # of the file
+    digest: str = ""
+    seed: int | None = None
+    state: tuple[int, Path] | None = None
+    records: Sequence[Mapping[str, Any]] = ()
 
     def describe(self) -> dict[str, Any]:
-        return {"file": str(self.path), "sha256": self.digest, "frames": [self.frames.start, self.frames.stop]}
+        told = {"file": str(self.path), "sha256": self.digest, "frames": [self.frames.start, self.frames.stop]}
+        return told if self.seed is None else told | {"seed": self.seed}
 
     def open(self, vae: "VAE | None") -> Reader:
         latents = _stored(self.path)
@@ -194,7 +205,7 @@ def recalled(entry: Mapping[str, Any], config: "RunConfig") -> Given:
         raise UserError(f"{path}, from which the video began, is gone or another now; put it back")
     frames = range(*entry["frames"])
     if "fit" not in entry:
-        return Stored(path, frames, entry["sha256"])
+        return Stored(path, frames, entry["sha256"], entry.get("seed"))
     size = (config.width, config.height)
     return Filmed(path, frames, size, config.fps, entry["fit"], is_picture(path), entry["sha256"])
 

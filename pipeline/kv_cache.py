@@ -18,7 +18,7 @@ from pipeline.context import ENCODED, MERGED, OWN_INDEX, RETRIEVED, ContextPlan,
 from pipeline.frames import FrameShape, Staged, pooled
 from pipeline.merged import MergedMemory, Tokens
 from pipeline.merges import find_rule, merged_bytes
-from utils.streams import SideStream
+from utils.streams import Mark, SideStream
 from wan.kernels import take_own
 from wan.model import Attended
 from wan.rope import Table, rope_table, rotate, rotate_into
@@ -108,7 +108,7 @@ class KVCache:
         self.kept: list[tuple[torch.Tensor, int]] = []  # frames that the forwards write, and their first own token
         self.side = SideStream(device, "fetch")
         self.store = SideStream(device, "store")
-        self.before_commit = self.side.mark()
+        self.before_commit: Mark | None = None  # the moment before the last commit's forward
         self.tables: dict[tuple[int, int], Table] = {}  # (position, pool) -> rotation of a piece
         self.most_tables = 2 * len(policy.largest)
 
@@ -136,8 +136,8 @@ class KVCache:
         are known: the copies run beside the forward that commits the block.
         """
         newest = max((frame for frames in retrieved for frame in frames), default=-1)
-        is_committed = self.assembled is None or newest < self.assembled.start
-        with self.side.after(self.before_commit) if is_committed else self.side.after_now():
+        is_old = self.before_commit is not None and newest < self.assembled.start
+        with self.side.after(self.before_commit) if is_old else self.side.after_now():
             for sample, frames in enumerate(retrieved):
                 self._stage(sample, [Piece(RETRIEVED, frame, 0) for frame in frames])
 
@@ -180,7 +180,6 @@ class KVCache:
     def pop_transfers(self) -> TransferStats:
         return self.bank.pop_transfers() if self.bank is not None else TransferStats()
 
-    @torch.compiler.disable  # its writes into the buffers are the graph's border
     def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
         """Write this forward's own keys and values; see `wan.model.Context`."""
         rotated_q = take_own(q, k, v, self.own_table, self.context, self.kept, layer, self.start)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # late below: the names of the forms are settings, which are 
     from torch import nn
 
     from wan.model import CausalWanModel
+    from wan.text_encoder import TextEncoder
 
 KEPT = ("norm",)  # small and sensitive: never in fewer bits
 
@@ -30,19 +31,36 @@ def _with_torchao(blocks: "nn.Module", dtype: "torch.dtype", config: str) -> Non
     quantization.quantize_(blocks, getattr(quantization, config)())
 
 
+def _products(blocks: "nn.Module", dtype: "torch.dtype") -> None:
+    from wan.fp8 import multiply_in_fp8
+
+    multiply_in_fp8(blocks)
+
+
 # Name -> how the linears of the blocks are kept; None leaves them as they are.
 QUANTIZATION: dict[str, Callable[["nn.Module", "torch.dtype"], None] | None] = {
     "same": None,
     "cast_fp8": cast,
     "fp8": partial(_with_torchao, config="Float8WeightOnlyConfig"),
+    "fp8_products": _products,
     "int8": partial(_with_torchao, config="Int8WeightOnlyConfig"),
 }
 
 
-def require_quantization(form: str) -> None:
-    """Refuse a form whose package is not installed."""
+def require_quantization(form: str, device: "torch.device") -> None:
+    """Refuse a form whose package is not installed, or that the GPU cannot compute with."""
+    import torch
+
     if form in ("fp8", "int8"):
         _torchao()
+    if form == "fp8_products" and device.type == "cuda":
+        from wan.fp8 import CAPABILITY
+
+        if torch.cuda.get_device_capability(device) < CAPABILITY:
+            raise UserError(
+                f"weights fp8_products need a GPU of compute capability {'.'.join(map(str, CAPABILITY))}, as Ada and "
+                f"Hopper have; use weights: fp8 on {torch.cuda.get_device_name(device)}"
+            )
 
 
 def quantize(model: "CausalWanModel", form: str) -> None:
@@ -52,28 +70,27 @@ def quantize(model: "CausalWanModel", form: str) -> None:
 
 
 def offload_transformer(model: "CausalWanModel", device: "torch.device") -> None:
-    """Weights stay in host memory; each layer visits `device` for its call, copied ahead on a stream of its own.
+    """The blocks' weights stay in host memory and visit `device` in turn, copied ahead; all others move there."""
+    from pipeline.weight_stream import WeightStream
 
-    By leaves, not by blocks: `encode_text` calls some of a block's layers without the block.
-    """
-    streams = device.type == "cuda"
-    model.enable_group_offload(device, offload_type="leaf_level", use_stream=streams, non_blocking=streams)
+    for name, part in model.named_children():
+        if name != "blocks":
+            part.to(device)
+    for block in model.blocks:
+        block.self_attn.fused = None  # each weight moves
+    stream = WeightStream(model.blocks, device, pin=device.type == "cuda")
+    for number, block in enumerate(model.blocks):  # `encode_text` calls this layer first, without its block
+        block.cross_attn.k.register_forward_pre_hook(stream.entering(number))
 
 
-def offload_text_encoder(encoder: "nn.Module", device: "torch.device") -> None:
-    """The same for a transformers encoder, block by block; its embedding table visits `device` as a whole."""
-    from diffusers.hooks import apply_group_offloading
+def offload_text_encoder(encoder: "TextEncoder", device: "torch.device") -> None:
+    """The same for a text encoder; its embedding table, the largest weight, is read where it lies."""
+    from pipeline.weight_stream import WeightStream
 
-    streams = device.type == "cuda"
-    apply_group_offloading(
-        encoder,
-        device,
-        offload_type="block_level",
-        num_blocks_per_group=1,
-        use_stream=streams,
-        non_blocking=streams,
-        low_cpu_mem_usage=streams,  # pins a block when it is due: all at once would take twice the host memory
-    )
+    stack = encoder.model.encoder
+    WeightStream(stack.block, device, pin=False)  # a few prompts are encoded before pinning would be done
+    stack.final_layer_norm.to(device)
+    encoder.device = device
 
 
 def _torchao() -> ModuleType:

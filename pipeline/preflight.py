@@ -12,29 +12,23 @@ import psutil
 import torch
 
 from pipeline.autoencoders import AUTOENCODERS, Autoencoder, Read
-from pipeline.bank.bank import Shares, share_out
-from pipeline.bank.codec import build_codec
 from pipeline.config import RunConfig
 from pipeline.context import ContextPolicy
-from pipeline.footprint import CUDA_BYTES, GB, Free, MemoryPlan, Part, Phase, Preset, placed, transformer_work
-from pipeline.frames import FrameShape
+from pipeline.footprint import Free, MemoryPlan
 from pipeline.group import describe_group, require_group
 from pipeline.heads import require_head_groups
-from pipeline.kv_cache import KVCache, ring_frames
+from pipeline.needs import Needs
 from pipeline.offload import require_quantization
 from pipeline.sampler import FlowSchedule
 from utils.errors import DOWNLOAD, UserError
 from utils.files import require_file
-from utils.processes import leads, per_video
+from utils.processes import per_video
 from utils.settings import require_choice
 from wan.attention import find_backend
 from wan.checkpoint import meta_model, read_generator
 from wan.lora import read_loras
 from wan.params import LatentFormat, WanParams
 from wan.text_encoder import find_text_encoder, load_tokenizer, read_umt5
-
-LOWER_WINDOW = "lower model_kwargs.local_attn_size, batch_size, or height and width"
-LOWER_PICTURE = "lower batch_size, or height and width"
 
 
 @dataclass(frozen=True)
@@ -71,11 +65,9 @@ class Preflight:
             retrieval = f", retrieved by {kwargs.compression_method} ({kwargs.selection})"
         tokens = block_tokens(config, self.params, self.format)
         shared = describe_group(self.params, tokens, config.batch_size, self.dtype.itemsize)
-        slow = ""
-        if self.device.type == "cpu" and self.params.dim >= WanParams.dim:
-            slow = "note: no GPU is used; a model of this size takes minutes a block on a CPU\n"
+        place = describe_device(self.device, self.dtype, self.params)
         return (
-            f"{slow}{shared}context: {self.policy.describe()}{retrieval}; in latent frames, "
+            f"{place}\n{shared}context: {self.policy.describe()}{retrieval}; in latent frames, "
             f"the {self.policy.block} new ones included\n"
             f"memory ({config.memory}): {self.footprint.summary()}"
         )
@@ -92,7 +84,7 @@ def preflight(config: RunConfig) -> Preflight:
     device, dtype = placement(config)
     text_device = find_device(config.device if config.text_device == "auto" else config.text_device)
     find_backend(config.attention_backend)
-    require_quantization(config.weights)
+    require_quantization(config.weights, device)
     files = weight_files(config)
     params, generator = read_generator(files["generator_ckpt"], config.model_name, model_folder(config), config.use_ema)
     if loras := config.loras():
@@ -108,8 +100,9 @@ def preflight(config: RunConfig) -> Preflight:
     _require_whole_heads(config, params)
     if descriptor := config.descriptor():
         descriptor.load(vae.format.shape(config.height, config.width), "cpu")
-    looked = _Looked(config, device, text_device, dtype, params, generator, text, vae)
-    footprint, bank_bytes = looked.footprint()
+    free = Free(device_free(device) if device.type == "cuda" else None, host_free())
+    needs = Needs(config, device.type == "cuda", text_device.type == "cuda", dtype, params, generator, text, vae)
+    footprint, bank_bytes = needs.plan(free)
     if problem := footprint.problem():
         raise UserError(problem)
     return Preflight(
@@ -173,6 +166,17 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", rank)
 
 
+def describe_device(device: torch.device, dtype: torch.dtype, params: WanParams) -> str:
+    """Where a run computes and in what, in one line; a second one where it will take very long."""
+    kind = str(dtype).removeprefix("torch.")
+    if device.type == "cuda":
+        return f"device: {torch.cuda.get_device_name(device)} ({device}), {kind}"
+    line = f"device: CPU, {kind}"
+    if params.dim >= WanParams.dim:
+        line += "\nnote: no GPU is used; a model of this size takes minutes a block on a CPU"
+    return line
+
+
 def device_free(device: torch.device) -> int:
     """Bytes of device memory that this process can have: what is free, and what PyTorch keeps for its next tensors."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -193,100 +197,6 @@ def host_free() -> int:
     except (OSError, ValueError):  # no container, or one without a limit
         pass
     return min(free, total // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-def count(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Numbers in tensors, those of several names counted once."""
-    return sum({id(tensor): tensor.numel() for tensor in tensors.values()}.values())
-
-
-@dataclass(frozen=True)
-class _Looked:
-    """What was read, on the way to a plan of memory."""
-
-    config: RunConfig
-    device: torch.device
-    text_device: torch.device
-    dtype: torch.dtype
-    params: WanParams
-    generator: Mapping[str, torch.Tensor]
-    text: Mapping[str, torch.Tensor]
-    vae: Read
-
-    def footprint(self) -> tuple[MemoryPlan, int]:
-        """The plan of memory, and the bank's budget on the device in bytes."""
-        config, gpu = self.config, self.device.type == "cuda"
-        preset = config.preset
-        free = Free(device_free(self.device) if gpu else None, host_free())
-        encoding = Phase("encoding the prompts", (self._text(preset),))
-        parts = self._generating(preset)
-        budget = int(config.bank.device_gb * GB)
-        if preset.bank_on_device and not budget:
-            budget = MemoryPlan((encoding, Phase("generating", parts)), free).spare()
-        if not gpu:
-            budget = 0
-        parts += (self._bank(budget),)
-        return MemoryPlan((encoding, Phase("generating", parts)), free), budget
-
-    def _text(self, preset: Preset) -> Part:
-        item, gpu = self.dtype.itemsize, self.text_device.type == "cuda"
-        size, name = count(self.text) * item * leads(), "text encoder's weights"
-        if gpu and preset.offload:  # its largest weight, the embedding table, visits the device as a whole
-            largest = max(tensor.numel() for tensor in self.text.values())
-            return Part(name, largest * item * leads(), size, "use text_device: cpu")
-        remedy = "use memory: low or text_device: cpu" if gpu else "use dtype: bfloat16"
-        return placed(gpu, name, size, remedy)
-
-    def _generating(self, preset: Preset) -> tuple[Part, ...]:
-        config, params = self.config, self.params
-        item, gpu, shape = self.dtype.itemsize, self.device.type == "cuda", self._frame_shape()
-        context = KVCache.nbytes_of(shape, config.policy(), self.dtype)
-        context += 2 * params.num_layers * config.batch_size * params.text_len * params.dim * item  # the text's
-        tokens = -(-config.num_frame_per_block * shape.tokens() * config.batch_size // per_video())
-        work = transformer_work(tokens, params.dim, params.ffn_dim, shape.nbytes(self.dtype), item)
-        decoding = leads() * self.vae.working_bytes(config.batch_size, config.height, config.width, item)
-        on_device = gpu and not preset.offload
-        return (
-            placed(on_device, "transformer's weights", self._weights(), "use memory: low, or weights: int8"),
-            placed(gpu, "context's keys and values", context, LOWER_WINDOW),
-            placed(gpu, "VAE's weights", count(self.vae.tensors) * item * leads(), LOWER_PICTURE),
-            placed(gpu, "transformer's working memory", work, LOWER_PICTURE, estimated=True),
-            placed(gpu, "VAE's working memory", decoding, LOWER_PICTURE, estimated=True),
-            Part("CUDA's context and workspaces", CUDA_BYTES if gpu else 0, estimated=True),
-        )
-
-    def _weights(self) -> int:
-        """Bytes of the transformer; quantized, the blocks' linears keep one byte for each weight."""
-        item, total = self.dtype.itemsize, count(self.generator)
-        if self.config.weights == "same":
-            return total * item
-        linears = {}
-        for key, tensor in self.generator.items():
-            if key.startswith("blocks.") and tensor.dim() == 2:
-                linears[key] = tensor
-        return (total - count(linears)) * item + count(linears)
-
-    def _bank(self, budget: int) -> Part:
-        """Keys and values of the frames that leave the window; the disk tier takes its share of the host's."""
-        shares = self._shares(budget)
-        name = f"keys and values of {shares.kept} frames outside the window ({shares.frame_bytes / 1e6:.1f} MB each)"
-        remedy = (
-            f"lower num_output_frames {self.config.num_output_frames}, set bank.storage: int8 or bank.capacity, "
-            "or set bank.host_gb with bank.disk_gb"
-        )
-        return Part(name, shares.device * shares.frame_bytes, shares.host * shares.frame_bytes, remedy)
-
-    def _shares(self, budget: int) -> Shares:
-        config, policy, shape = self.config, self.config.policy(), self._frame_shape()
-        leaving = max(config.num_output_frames - ring_frames(policy) - policy.pinned, 0) if policy.fetched else 0
-        codec = build_codec(config.bank.storage, self.dtype)
-        frame_bytes = config.batch_size * codec.record_bytes(shape.dims[1:])
-        return share_out(policy.bank(config.bank), frame_bytes, leaving, budget)
-
-    def _frame_shape(self) -> FrameShape:
-        config = self.config
-        _, height, width = self.vae.format.shape(config.height, config.width)
-        return FrameShape.of(self.params, height, width, config.batch_size, per_video())
 
 
 def _require_one_family(

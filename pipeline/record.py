@@ -25,6 +25,18 @@ from utils.provenance import flat, require_same
 from utils.settings import places, to_dict
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
+COMMITTED_BY = (  # settings that decide what a block with given latents leaves behind
+    "model_name",
+    "use_ema",
+    "weights",
+    "height",
+    "width",
+    "num_frame_per_block",
+    "independent_first_frame",
+    "context_noise",
+    "model_kwargs",
+    "bank",
+)
 Weights = dict[str, dict[str, str]]  # role -> file and its digest
 
 
@@ -38,6 +50,8 @@ def identity(config: RunConfig, samples: Sequence[Sample]) -> dict[str, Any]:
 
 def record_block(block: LatentBlock, sample: int) -> dict:
     """What one sample's block attended to and retrieved, as plain data."""
+    if block.record is not None:
+        return dict(block.record)
     plan, selection, transfers = block.plan, block.selection, block.transfers
     return {
         "start": plan.start,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from pipeline.given import Given
+from pipeline.given import Given, Stored
 from pipeline.timeline import Segment
 
 
@@ -32,6 +32,14 @@ class Sample:
     def prompts(self) -> list[str]:
         """Each distinct prompt."""
         return list(dict.fromkeys(segment.prompt for segment in self.segments))
+
+    @property
+    def past(self) -> Stored | None:
+        """The blocks of another video that it begins with, where its seed or a kept state of it counts."""
+        for given in self.given:
+            if isinstance(given, Stored) and (given.seed is not None or given.state is not None):
+                return given
+        return None
 
     def layout(self) -> tuple:
         """What samples of one batch have in common: when prompts change and how, and which frames are given."""

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.decode import State, decode_stream, require_finite
+from pipeline.decode import DecodeThread, State, decode_stream, require_finite
 from pipeline.film import Film, Watch
 from pipeline.generation import LatentBlock
 from pipeline.given import Given, Stored
@@ -23,12 +23,12 @@ from pipeline.memory_plot import plot_memory
 from pipeline.pipeline import Pipeline
 from pipeline.record import Weights, made_of, record_run
 from pipeline.samples import Sample
-from pipeline.unfinished import Unfinished
-from utils.background import Background
+from pipeline.state import states_beside
+from pipeline.unfinished import Unfinished, segment_ends
 from utils.clock import Clock
+from utils.errors import UserError
 from utils.files import publish, require_writable, write_json
 from utils.optional import best_effort
-from utils.streams import SideStream
 from utils.tensors import save_tensors
 from utils.video import VideoWriter, join_videos
 
@@ -60,12 +60,13 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class VideoSink:
-    """`NAME-N.mp4` with `NAME-N.json`, `NAME-N.latents.npy` and, with retrieval, `NAME-N.memory.png`.
+    """`NAME-N.mp4` with `NAME-N.json`, `NAME-N.latents.npy`, with retrieval `NAME-N.memory.png`, and kept states.
 
     Attributes:
         names: sample -> name.
         weights: gives the names and digests of the weight files, once they are needed.
         watch: is shown each block's frames [B, T, H, W, 3] in bytes on their way to the file.
+        past: what there is of another video, with which these begin; their blocks come from there on.
     """
 
     folder: Path
@@ -73,6 +74,7 @@ class VideoSink:
     config: RunConfig
     weights: Callable[[], Weights]
     watch: Watch | None = None
+    past: Unfinished | None = None
 
     def path(self, sample: Sample) -> Path:
         return self.folder / f"{self.names[sample]}.mp4"
@@ -104,7 +106,7 @@ class VideoSink:
         blocks: Iterable[LatentBlock],
         on_block: OnBlock,
     ) -> None:
-        """See `Sink`; a second thread decodes and writes a block's frames while the next one is generated.
+        """See `Sink`; a second thread decodes and writes a block's frames while the next one is generated, or before.
 
         While its blocks come, a sample of the batch may be replaced by one with further scenes: that is recorded.
         """
@@ -113,10 +115,14 @@ class VideoSink:
             if sample in wanted:
                 making[number] = self._unfinished(sample)
         clock = Clock(pipeline.device)
-        count = -(-self.config.blocks // self.config.segment_blocks)
-        self._shoot(pipeline, batch, making, blocks, on_block, clock)
+        shape = (self.config.num_output_frames, *pipeline.format.shape(self.config.height, self.config.width))
+        for unfinished in making.values():
+            unfinished.begin(shape, self.past)
+        begun = min((unfinished.ends for unfinished in making.values()), key=len)
+        ends = segment_ends(self.config.blocks, self.config.segment_blocks, begun)
+        self._shoot(pipeline, batch, making, blocks, on_block, clock, ends)
         for number, unfinished in making.items():
-            self._finish(pipeline, batch[number], unfinished, count, clock.seconds)
+            self._finish(pipeline, batch[number], unfinished, len(ends), clock.seconds)
 
     def _shoot(
         self,
@@ -126,24 +132,24 @@ class VideoSink:
         blocks: Iterable[LatentBlock],
         on_block: OnBlock,
         clock: Clock,
+        ends: Sequence[int],
     ) -> None:
         """Make what is missing of the segments of a batch's videos."""
-        shape = pipeline.format.shape(self.config.height, self.config.width)
         known = min(unfinished.frames for unfinished in making.values())
-        for unfinished in making.values():
-            unfinished.begin((self.config.num_output_frames, *shape))
         segments, states = _decoded(making, len(batch))
-        film = Film(pipeline, making, segments, states, known, clock, self.watch)
-        side = SideStream(pipeline.device, "decode")
+        if self.past is not None and not segments:
+            raise UserError(f"{self.past.folder} has no decoder's state that can be read; delete it and start again")
+        film = Film(pipeline, making, segments, states, known, clock, ends, self.watch)
+        film.block = self.past.ends[-1] if self.past else 0
 
         def take(block: LatentBlock, ready: AbstractContextManager) -> None:
             film.take(block, ready)
             on_block(block)
 
         try:
-            with clock("total"), Background(side.use_device) as background:
+            with clock("total"), DecodeThread(pipeline.device, self.config.preset.in_turn) as thread:
                 for block in clock.each("generate", blocks):
-                    background.do(take, block, side.after_now())
+                    thread.take(take, block)
         finally:
             film.discard()
 
@@ -164,8 +170,13 @@ class VideoSink:
             join_videos([unfinished.segment(number) for number in range(segments)], whole, frames)
         record = record_run(self.config, sample, self.weights(), seconds, frames, blocks)
         path.unlink(missing_ok=True)  # never pair an old video with the new record
-        if self.config.keep_latents and unfinished.latents_path.exists():
+        is_wanted = self.config.keep_latents or unfinished.states  # which are known by the latents before them
+        if is_wanted and unfinished.latents_path.exists():
             os.replace(unfinished.latents_path, latents_beside(path))
+        for old in states_beside(path).values():
+            old.unlink(missing_ok=True)
+        for state in unfinished.states:
+            os.replace(state, path.with_name(f"{path.stem}.{state.name}"))
         write_json(path.with_suffix(".json"), record)
         publish(whole, path)
         unfinished.discard()

@@ -84,6 +84,10 @@ class Grid:
             raise UserError(f"{what} {time} is not before the end of the video, {self.frames} latent frames")
         return start
 
+    def starts_at(self, times: str, what: str) -> list[int]:
+        """The same of several times with commas between them."""
+        return [self.start_at(time, what) for time in times.split(",") if time.strip()]
+
     def seconds(self, frame: int) -> float:
         return frame / self.rate
 

@@ -6,7 +6,7 @@ segments of it that are decoded and encoded. It is gone when the video is finish
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,28 @@ import torch
 
 from pipeline.decode import State
 from pipeline.latents import LatentFile, open_latents
+from pipeline.state import STATE, GenerationState
 from utils.errors import UserError
-from utils.files import require_writable, write_json
+from utils.files import atomic, require_writable, write_json
 from utils.provenance import require_same
 from utils.temporary import sweep
-from utils.tensors import save_tensors
+from utils.tensors import digest, save_tensors
 
 REMEDY = "name another output_folder=, start anew with skip_existing=false, or delete it"
+
+
+def segment_ends(blocks: int, size: int, begun: Sequence[int] = ()) -> list[int]:
+    """The number of blocks of a video that are made when each of its segments ends.
+
+    Args:
+        blocks: of the whole video.
+        size: blocks of a segment.
+        begun: the same of the segments that are there.
+    """
+    ends = list(begun)
+    while not ends or ends[-1] < blocks:
+        ends.append(min(ends[-1] + size if ends else size, blocks))
+    return ends
 
 
 class Unfinished:
@@ -60,14 +75,43 @@ class Unfinished:
                 raise
             self.discard()
 
-    def begin(self, shape: tuple[int, int, int, int]) -> None:
-        """Make the folder ready for latents of `shape` [F, C, H, W]."""
+    def begin(self, shape: tuple[int, int, int, int], past: "Unfinished | None" = None) -> None:
+        """Make the folder ready for latents of `shape` [F, C, H, W].
+
+        Args:
+            past: another video, of whose latents and segments it is to have at least those that are there.
+        """
         if self.folder.is_symlink():
             raise UserError(f"{self.folder} is a link, which may lead anywhere; delete it")
         require_writable(self.folder)
         if self._read("made_of.json") is None:
             write_json(self.folder / "made_of.json", self.made_of)
+        if past is not None:
+            self._take_over(past)
         self.latents = LatentFile(self.latents_path, shape)
+
+    def _take_over(self, past: "Unfinished") -> None:
+        if self.frames < past.frames:
+            self._copy(past, past.latents_path.name)
+        count = past.segments
+        if self.segments < count:
+            self._copy(past, past._state(count - 1).name)
+            for number in range(count):
+                self._copy(past, past.segment(number).name)
+                self._copy(past, f"{number:04d}.json")
+
+    def _copy(self, other: "Unfinished", name: str) -> None:
+        with atomic(self.folder / name) as temporary:
+            shutil.copyfile(other.folder / name, temporary)
+
+    @property
+    def ends(self) -> list[int]:
+        """The number of blocks that were made when each whole segment ended."""
+        found = []
+        for number in range(1, self.segments + 1):
+            _, blocks = self.said(number)
+            found.append(len(blocks))
+        return found
 
     @property
     def frames(self) -> int:
@@ -92,6 +136,23 @@ class Unfinished:
     def write(self, start: int, latents: torch.Tensor) -> None:
         """Keep a block's latents [f, C, H, W] from frame `start` on."""
         self.latents.write(start, latents)
+
+    def keep(self, state: GenerationState, about: Callable[[], dict[str, Any]]) -> None:
+        """Keep what a generation holds after the latents that are there now.
+
+        Args:
+            about: says what it depends on beside them.
+        """
+        start = state.values["start"]
+        path = self.folder / f"{start}{STATE}"
+        if not path.exists():
+            latents = open_latents(self.latents_path)[:start]
+            state.save(path, about() | {"latents": digest(latents)})
+
+    @property
+    def states(self) -> list[Path]:
+        """The files of what was kept."""
+        return sorted(self.folder.glob(f"[0-9]*{STATE}"))
 
     def end_segment(self, number: int, blocks: Sequence[dict], frames: int, state: State | None) -> None:
         """A segment's video is written: keep what was said of its blocks, and the decoder's state after it.

@@ -29,6 +29,7 @@ import generate_latent
 import inference
 import tests.make_random_weights
 import tinyworld.benchmark
+import tinyworld.changed
 import tinyworld.oracle_memory
 import tinyworld.report
 import tinyworld.train
@@ -50,6 +51,7 @@ COMMANDS: dict[str, tuple[Callable[[], None], type | None, list[str]]] = {
     "tinyworld.benchmark": (tinyworld.benchmark.main, tinyworld.benchmark.BenchmarkSettings, ["folder=OUT"]),
     "tinyworld.report": (tinyworld.report.main, tinyworld.report.ReportSettings, ["folder=OUT"]),
     "tinyworld.oracle_memory": (tinyworld.oracle_memory.main, tinyworld.oracle_memory.OracleSettings, []),
+    "tinyworld.changed": (tinyworld.changed.main, tinyworld.changed.ChangedSettings, []),
     "benchmarks.run": (benchmarks.run.main, benchmarks.run.BenchmarkConfig, ["output=OUT/run.json"]),
     "benchmarks.long": (benchmarks.long.main, benchmarks.long.LongConfig, ["output=OUT"]),
     "benchmarks.storage": (benchmarks.storage.main, None, []),
@@ -95,7 +97,9 @@ def no_work(monkeypatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "__call__", work)
     monkeypatch.setattr(torch, "matmul", work)
     monkeypatch.setattr(tinyworld.train.gallery, "paint_galleries", work)
-    for module in (tinyworld.benchmark, tinyworld.report, tinyworld.oracle_memory, tinyworld.train):
+    for module in (
+        tinyworld.benchmark, tinyworld.report, tinyworld.oracle_memory, tinyworld.changed, tinyworld.train,
+    ):  # fmt: skip
         assert module.held_out is held_out
         monkeypatch.setattr(module, "held_out", work)
     monkeypatch.setattr(inference, "require_encoder", lambda: None)  # asks ffmpeg, which is no work
@@ -245,6 +249,9 @@ ARGUMENTS = {
     "tinyworld.oracle_memory": [
         "config=OUT/none.yaml", "frames=3", "config=configs/tinyworld_native.yaml", "generator_ckpt=OUT/none.pt",
         "model_root=OUT", "generator_ckpt=FAMILY/run.yaml",
+    ],
+    "tinyworld.changed": [
+        "config=OUT/none.yaml", "frames=84", "config=configs/tinyworld_native.yaml", "generator_ckpt=OUT/none.pt",
     ],
     "benchmarks.run": [
         "size=14b height=16384 width=16384", "height=17", "attention_backend=none", "device=cuda", "output=",

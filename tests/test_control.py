@@ -10,14 +10,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 import inference
 from pipeline import film
 from pipeline.backbones import METHODS
 from pipeline.build import load
 from pipeline.config import load_config
+from pipeline.generation import Generation, LatentBlock
+from pipeline.given import Stored
 from pipeline.latents import LatentFile, open_latents
-from pipeline.noise import SeededNoise
+from pipeline.noise import RecordedNoise, SeededNoise
 from pipeline.pipeline import Pipeline
 from pipeline.plain import PlainCache
 from pipeline.prompts import Prompt
@@ -25,11 +28,13 @@ from pipeline.samples import Sample
 from pipeline.timeline import Grid, Segment, segments_of
 from tests.close import assert_close
 from tests.miniature import HEIGHT, ROUNDINGS, WIDTH, make_family
+from tests.replay import DEFAULT_TOLERANCE, recorded_pipeline
 from utils.errors import UserError
 from wan.vae import StreamingDecoder, encode
 
 GRID = Grid(frames=48, block=3, first=3, rate=4.0)
 FRAMES = 24
+GOLDENS = Path(__file__).parent / "goldens"
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +203,73 @@ def test_a_fork_with_nothing_changed_is_its_parent(config, whole, tmp_path):
     assert digests == [block["digests"] for block in record_in(whole)["blocks"]]
 
 
+@pytest.mark.parametrize("method", ["native", "latentmem"])
+def test_a_fork_at_every_block_is_its_parent(settings, method, tmp_path):
+    """Whether the generation that made the block is copied, or the block is given to another one."""
+    pipeline = load(load_config(overrides=method_of(settings, method) | {"num_output_frames": FRAMES}))
+    generation = pipeline.start(Sample("a red house"))
+    copies = []
+    blocks = []
+    while generation.start < FRAMES:
+        blocks.append(generation.step().latents)
+        copies.append(generation.fork())
+    parent = torch.cat(blocks, dim=1)
+    LatentFile(tmp_path / "x.npy", tuple(parent[0].shape)).write(0, parent[0])
+    for copy in copies[:-1]:
+        start = copy.start
+        tail = [copy.step().latents for _ in range(start, FRAMES, 3)]
+        assert torch.equal(torch.cat(tail, dim=1), parent[:, start:])
+        given = Sample("a red house", given=(Stored(tmp_path / "x.npy", range(start), seed=0),))
+        assert torch.equal(torch.cat([block.latents for block in pipeline.blocks(given)], dim=1), parent)
+
+
+@pytest.mark.parametrize("name", ["rollout_native", "rollout_latentmem_avg"])
+def test_a_recorded_first_block_goes_on_as_recorded(name):
+    record = json.loads((GOLDENS / f"{name}.json").read_text())
+    recorded = load_file(GOLDENS / f"{name}.safetensors")
+    pipeline = recorded_pipeline(record, GOLDENS, recorded["noise"].shape)
+    draws = len(pipeline.sampler.timesteps) - 1  # of a block, after what it starts from
+    noise = RecordedNoise(recorded["noise"], recorded["renoise"][draws:])
+    generation = pipeline.start_from(recorded["prompt_embeds"], noise)
+    generation.give(recorded["latents"][:, :3])
+    while generation.start < recorded["latents"].shape[1]:
+        start = generation.start
+        expected = recorded["latents"][:, start : start + 3]
+        assert (generation.step().latents - expected).abs().max() <= DEFAULT_TOLERANCE
+
+
+def test_a_fork_begins_at_once_where_its_parents_state_was_kept(config, tmp_path, monkeypatch):
+    call(config, f"output_folder={tmp_path}", "keep_state=9f,15f", "num_output_frames=18")
+    states = [tmp_path / f"00000-0.{frame}.state.safetensors" for frame in (9, 15)]
+    assert all(path.exists() for path in states)
+    committed = []
+    give = Generation.give
+
+    def counted(self: Generation, latents: torch.Tensor) -> LatentBlock:
+        committed.append(self.start)
+        return give(self, latents)
+
+    monkeypatch.setattr(Generation, "give", counted)
+    call(config, f"from={tmp_path / '00000-0'}", "at=12f", f"output_folder={tmp_path / 'fork'}")
+    assert committed == [9]
+    assert torch.equal(latents_in(tmp_path / "fork", fork_in(tmp_path / "fork")), latents_in(tmp_path))
+    assert record_in(tmp_path / "fork", fork_in(tmp_path / "fork"))["blocks"] == record_in(tmp_path)["blocks"]
+    committed.clear()
+    other = ["model_kwargs.memory_size=2", f"output_folder={tmp_path / 'other'}"]
+    call(config, f"from={tmp_path / '00000-0'}", "at=15f", *other)
+    assert committed == [0, 3, 6, 9, 12]  # another context leaves other keys and values
+    fork = [config, f"from={tmp_path / '00000-0'}", "at=15f", f"output_folder={tmp_path / 'damaged'}"]
+    whole_state = states[1].read_bytes()
+    for spoilt in (whole_state[:-9], whole_state[:-1] + bytes([whole_state[-1] ^ 1]), b""):
+        states[1].write_bytes(spoilt)
+        with pytest.raises(UserError, match=r"kept state .* is damaged.*; delete it") as error:
+            call(*fork)
+        assert "\n" not in str(error.value)
+    states[0].replace(states[1])
+    with pytest.raises(UserError, match="is of another generation: its latents is"):
+        call(*fork)
+
+
 def without_latents(whole: Path, folder: Path) -> Path:
     """A copy of a finished video whose latents were not kept."""
     shutil.copytree(whole, folder)
@@ -263,6 +335,9 @@ def test_a_span_is_made_again_and_what_follows_stays(config, whole, tmp_path):
         (["from=PARENT", "at=1s", "num_output_frames=96", "at=20s"], "24 latent frames; 81 are to be taken"),
         (["from=none/00000-0", "at=1s"], "does not exist"),
         (["at=1s"], "name its parent"),
+        (["keep_state=60s"], "keep_state 60s is not before the end"),
+        (["keep_state=2s,noon"], "keep_state 'noon' is no time"),
+        (["keep_state=2s", "batch_size=2"], "batch_size is 2"),
         (["from=PARENT", "at=1s", "start=x.png"], "give one of them"),
         (["start=none.png"], "does not exist"),
         (["start=TEXT"], "no picture or video that can be read"),
@@ -370,20 +445,24 @@ def test_a_decoder_goes_on_from_what_it_kept(settings, vae):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_fork_goes_on_as_its_parent_would_and_leaves_it_alone(settings, method):
+def test_a_fork_goes_on_as_its_parent_would_and_leaves_it_alone(settings, method, tmp_path, monkeypatch):
+    """So does a generation whose state was kept."""
     pipeline = load(load_config(overrides=method_of(settings, method)))
     plain = torch.cat([block.latents for block in pipeline.blocks(Sample("a red house"))], dim=1)
     generation = pipeline.start(Sample("a red house"))
     while generation.start < 24:
         generation.step()
+    generation.save(tmp_path / "saved.pt", keep_state=True)
+    monkeypatch.setattr(Generation, "give", None)  # no block is committed again
+    back = pipeline.restore(tmp_path / "saved.pt")
     other = generation.fork()
     other.switch("a blue tree", "flush")
     changed = [other.step().latents for _ in range(2)]
     twin = generation.fork()
     tails = []
-    for one in (generation, twin):
+    for one in (generation, twin, back):
         tails.append(torch.cat([one.step().latents for _ in range(2)], dim=1))
-    assert torch.equal(tails[0], plain[:, 24:]) and torch.equal(tails[1], plain[:, 24:])
+    assert all(torch.equal(tail, plain[:, 24:]) for tail in tails)
     assert not torch.equal(torch.cat(changed, dim=1), plain[:, 24:])
 
 
@@ -405,9 +484,14 @@ def test_a_saved_generation_comes_back(settings, bank, tmp_path):
         generation.step()
     generation.switch(pipeline.prompt_embeds(["a blue tree"]), "recache")
     generation.step()
+    generation.switch("a red house", "recache")  # which no block has seen yet
     generation.save(tmp_path / "saved.pt")
     expected = generation.fork().step().latents
     assert torch.equal(pipeline.restore(tmp_path / "saved.pt").step().latents, expected)
+    generation.save(tmp_path / "kept.pt", keep_state=True)
+    back = pipeline.restore(tmp_path / "kept.pt")
+    assert torch.equal(back.step().latents, expected)
+    assert [how for _, _, how in back.kept.prompts] == ["", "recache", "recache"]
     (tmp_path / "saved.pt").write_bytes((tmp_path / "saved.pt").read_bytes()[:-400])
     with pytest.raises(UserError):
         pipeline.restore(tmp_path / "saved.pt")

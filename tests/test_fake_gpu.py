@@ -4,26 +4,11 @@ import pytest
 import torch
 
 from benchmarks.fake_gpu import FakeGPU
-from benchmarks.fake_gpu.engine import Case, watch
+from benchmarks.fake_gpu.engine import make_model
+from pipeline.weight_stream import PIECE
+from tests.gpu_cases import CASES, FRAME, LATENTMEM, NATIVE, seen, seen_case
+from tests.mutations import FOUND_BY, fault_of, places
 from utils.streams import SideStream
-
-FRAME = 2 * 1560 * 1536 * 2  # bytes of a frame's keys and values in one layer of 1.3B at 480x832, bfloat16
-GB = FRAME / 1e9
-WINDOW = {"local_attn_size": 8, "sink_size": 1}
-NATIVE = {"model_kwargs": WINDOW}
-LATENTMEM = {
-    "model_kwargs": WINDOW
-    | {"use_latentmem": True, "compression_method": "avg_pool", "memory_size": 2, "recent_exclude": 0}
-    | {"selection": "random"}
-}
-TIERS = {"device_gb": 2.5 * GB, "host_gb": 3.5 * GB, "disk_gb": 100 * GB}
-BOUND = {"capacity": 8, "eviction": "redundancy", "storage": "fp8"}
-SHORT = {"denoising_step_list": [1000]}
-
-
-def seen(settings: dict, **case):
-    """A few blocks of one layer, two of them counted, past the first retrievals."""
-    return watch(Case({**SHORT, **settings}, blocks=7, counted=2, **case))
 
 
 @pytest.fixture(scope="module")
@@ -36,26 +21,9 @@ def latentmem():
     return seen(LATENTMEM)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        LATENTMEM | {"bank": TIERS | {"storage": "int8", "device_gb": GB, "host_gb": 2 * GB}},
-        LATENTMEM | {"bank": TIERS, "batch_size": 2},
-        LATENTMEM | {"bank": TIERS | {"host_gb": 0.0}},
-        LATENTMEM | {"bank": BOUND, "memory": "low"},
-        {"model_kwargs": WINDOW | {"policy": "compressed_past", "past_size": 2}, "weights": "cast_fp8"},
-        {"model_kwargs": WINDOW | {"policy": "rolling_sink"}, "memory": "low", "weights": "cast_fp8"},
-    ],
-    ids=["tiers-int8", "tiers-batch", "device-disk", "bound-fp8-low", "compressed-cast", "rolling-low-cast"],
-)
-def test_tensors_meet_on_one_device_and_streams_in_order(settings):
-    assert seen(settings).faults == []
-
-
-def test_decoding_beside_generation_is_in_order():
-    found = seen(NATIVE, vae="tiny")
-    assert found.faults == []
-    assert found.tally.kernels["decode"] > 0
+@pytest.mark.parametrize("case", sorted(set(CASES) - {"host", "sink, low"}))
+def test_tensors_meet_on_one_device_and_streams_in_order(case):
+    assert seen_case(case).faults == []
 
 
 def test_a_native_block_waits_for_nothing_and_copies_noise_and_angles(native):
@@ -81,6 +49,28 @@ def test_frames_leave_and_come_beside_the_forwards(latentmem):
 
 def test_nothing_is_copied_through_pageable_memory(latentmem):
     assert {how for _, _, how in latentmem.tally.copies} == {"beside the host"}
+
+
+def test_weights_in_host_memory_come_ahead_and_nobody_waits():
+    found = seen_case("sink, low")
+    assert found.faults == []
+    assert found.tally.waits == {}
+    block = make_model(1, "cpu").blocks[0]
+    size = sum(weight.nbytes for weight in block.parameters())
+    forwards = 2 * 2  # of two blocks: one step and the commit
+    assert size <= found.tally.copied("H2D", "weights") / (forwards * 4) < size + 1e4
+    copies = sum(count for (_, stream, _), count in found.tally.copies.items() if stream == "weights")
+    assert copies == forwards * 4 * -(-size // PIECE)
+
+
+@pytest.mark.parametrize("call", ["KVCache.begin: self.side.join()", "KVCache._retire: ", "WeightStream.enter: "])
+def test_a_wait_that_is_taken_away_is_missed(call):
+    (place,) = [place for place in places() if call in place.name]
+    assert fault_of(place, FOUND_BY[place.name])
+
+
+def test_every_wait_of_the_engine_is_one_whose_loss_was_tried():
+    assert [place.name for place in places()] == list(FOUND_BY), "run python -m tests.mutations"
 
 
 def test_rotation_moves_little_more_than_what_it_rotates(native):

@@ -1,11 +1,23 @@
 """Faster forms of a layer's parts give what the plain ones give."""
 
+import os
+import sys
+
+import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
+from pipeline.build import assemble
+from pipeline.config import load_config
 from pipeline.noise import NoiseAhead, SeededNoise
+from tests.commands import ROOT, start
 from tests.miniature import PARAMS, randomised
-from wan.model import CausalWanModel, TanhGELU, modulated
+from wan.feed_forward import TanhGELU
+from wan.fp8 import Fp8Linear, multiply_in_fp8
+from wan.model import CausalWanModel
+from wan.norms import modulated
+from wan.params import LatentFormat
 from wan.rope import rope_table, rotate
 
 EPS = torch.finfo(torch.float32).eps
@@ -47,8 +59,8 @@ def test_a_norm_with_scale_and_shift_of_its_own_is_a_norm_then_scaled_and_shifte
     norm = torch.nn.LayerNorm(48, elementwise_affine=False)
     x, scale, shift = torch.randn(1, 6, 48), torch.randn(1, 1, 1, 48), torch.randn(1, 1, 1, 48)
     expected = norm(x) * (1 + scale[0, 0]) + shift[0, 0]
-    frames = modulated(norm, x, shift.expand(1, 2, 1, 48), scale.expand(1, 2, 1, 48))
-    for found in (modulated(norm, x, shift, scale), frames):
+    frames = modulated(x, norm.eps, shift.expand(1, 2, 1, 48), scale.expand(1, 2, 1, 48))
+    for found in (modulated(x, norm.eps, shift, scale), frames):
         assert (found - expected).abs().max() <= 8 * EPS * expected.abs().max()
 
 
@@ -60,3 +72,51 @@ def test_noise_drawn_ahead_is_the_noise(monkeypatch):
         for step in range(3):
             assert torch.equal(ahead.draw(block, step, shape), source.draw(block, step, shape))
             assert block == 0 or step or len(ahead.drawn) >= 2
+
+
+def test_products_in_fp8_are_those_of_numbers_rounded_to_it():
+    linear, x = torch.nn.Linear(64, 32), torch.randn(2, 5, 64) * torch.tensor([1e-3, 1e3]).view(2, 1, 1)
+    exact = linear(x)
+    found = Fp8Linear(linear)(x)
+    # three bits behind the first: a number is off by 2^-4 of itself at most, or by 2^-10 where it is below 2^-6, of the
+    # row's scale, which is a 448th of its largest; and so each product of two
+    sizes = x.abs() @ linear.weight.abs().T
+    small = x.abs().amax(-1, keepdim=True) * linear.weight.abs().sum(1) + x.abs().sum(-1, keepdim=True)
+    bound = (2 * 2**-4 + 2**-8) * sizes + 2**-10 / 448 * 2 * small
+    assert ((found - exact).abs() <= bound).all()
+    assert (found - exact).abs().max() > 0
+    blocks = torch.nn.ModuleDict({"a": linear, "b": torch.nn.Linear(20, 20)})
+    multiply_in_fp8(blocks)
+    assert type(blocks["a"]) is Fp8Linear and type(blocks["b"]) is torch.nn.Linear
+
+
+WINDOW = {"local_attn_size": 8, "sink_size": 1}
+
+
+def generated(model: CausalWanModel, blocks: int = 6) -> torch.Tensor:
+    kwargs = {"use_latentmem": True, "compression_method": "avg_pool", "memory_size": 2, "recent_exclude": 0}
+    settings = {"generator_ckpt": "none", "num_output_frames": 3 * blocks, "denoising_step_list": [1000, 500]}
+    config = load_config(overrides={**settings, "height": 32, "width": 48, "model_kwargs": WINDOW | kwargs})
+    pipeline = assemble(config, model, LatentFormat(), torch.device("cpu"))
+    text = torch.randn(1, PARAMS.text_len, PARAMS.text_dim, generator=torch.Generator().manual_seed(0))
+    generation = pipeline.start_from(text, SeededNoise(0, [(0, 0)]))
+    return torch.cat([generation.step().latents for _ in range(blocks)], dim=1)
+
+
+def test_one_graph_without_a_break_serves_all_layers_and_contexts():
+    torch._dynamo.reset()
+    model = randomised(CausalWanModel(**PARAMS.to_dict())).eval().requires_grad_(False)
+    model.fuse_projections()
+    plain = generated(model)
+    counters.clear()
+    model.compile_blocks(backend="eager", fullgraph=True)
+    assert torch.equal(generated(model), plain)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_kernels_give_what_the_plain_way_gives_in_tritons_interpreter():
+    folder = os.environ.get("TRITON") or pytest.skip("no Triton here; .ci/run gets it")
+    environment = {"PYTHONPATH": f"{ROOT}:{folder}", "TRITON_INTERPRET": "1"}
+    output, errors = start(sys.executable, "-m", "tests.interpreted", cwd=ROOT, **environment).communicate()
+    assert output == "equal\n", errors

@@ -16,6 +16,7 @@ from tinyworld.training.text_encoder import build_tokenizer
 from tinyworld.training.vae import build as build_vae
 from tinyworld.training.vae import to_video
 from tinyworld.world.captions import COLOURS, DIRECTIONS, GROUNDS, KINDS, SUBJECTS, TIMES, Meaning, caption, parse
+from tinyworld.world.change import HALF_WIDTH, move_an_object
 from tinyworld.world.film import Clip, _subject, held_out
 from tinyworld.world.render import paint
 from tinyworld.world.scene import (
@@ -103,6 +104,19 @@ def test_the_subject_runs_in_its_lane_ahead_of_the_camera_and_behind_it():
 def test_a_seed_gives_the_same_video_and_another_seed_another():
     assert np.array_equal(held_out(5, 9).video, held_out(5, 9).video)
     assert not np.array_equal(held_out(5, 9).video, held_out(6, 9).video)
+
+
+@pytest.mark.parametrize("index", [0, 5])
+def test_an_object_moves_while_nobody_looks_and_the_caption_remains_true(index):
+    clip = held_out(index, 300)
+    changed = move_an_object(clip)
+    differ = (changed.video != clip.video).any((1, 2, 3))
+    assert not differ[: changed.since + 1].any() and differ.any()
+    assert abs(changed.place - changed.moved.x) >= 24
+    shown = int(np.flatnonzero(differ)[0])
+    columns = clip.camera[shown] + np.flatnonzero((changed.video[shown] != clip.video[shown]).any((0, 2)))
+    assert np.abs(columns[:, None] - [changed.moved.x, changed.place]).min(1).max() <= HALF_WIDTH + 1
+    assert caption(meaning(changed.later, changed.shot)) == clip.caption
 
 
 def test_a_stretch_later_than_a_clip_is_one_that_it_holds():

@@ -8,6 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import adaptive_avg_pool3d
 
 from pipeline import context, load, policies, selection
 from pipeline.bank.codec import build_codec
@@ -17,8 +18,9 @@ from pipeline.preflight import preflight
 from pipeline.samples import Sample
 from pipeline.selection import SELECTIONS
 from tests.miniature import make_family
-from tinyworld import benchmark, oracle_memory, places, report
+from tinyworld import benchmark, changed, oracle_memory, places, report
 from tinyworld.judging.latent_errors import latent_errors, uncovered
+from tinyworld.world.change import move_an_object
 from tinyworld.world.film import held_out
 from utils.errors import UserError
 from utils.files import write_json
@@ -83,6 +85,46 @@ def test_the_conditions_differ_in_the_memory_that_the_model_sees(tmp_path):
     assert len(set(whole)) == len(oracle_memory.CONDITIONS)
     assert "| true place - other scene |" in oracle_memory.table(*oracle_memory.summary(errors))
     assert oracle_memory.measure_errors(settings, lambda line: None) == errors
+
+
+def test_a_memory_of_a_changed_world_is_of_before_or_since_and_what_follows_it_is_told_apart():
+    camera = np.tile(np.abs((8 * np.arange(60) + 192) % 384 - 192), (2, 1))
+    views = changed.Views(camera, "the view since", block=3, change=np.array([24, 30]))
+    views.add(torch.zeros(2, 54, 1, 1, 1))
+    since = views.select(range(1, 48), 2, [Random(0)] * 2)
+    views.rule = "the view before the change"
+    before = views.select(range(1, 48), 2, [Random(0)] * 2)
+    for sample, change in enumerate(views.change):
+        assert min(since.frames[sample]) >= change > max(before.frames[sample])
+    clips = [move_an_object(held_out(index, 460)) for index in range(2)]
+    camera = np.stack([clip.camera[::4] for clip in clips])
+    truth = torch.zeros(2, 114, 1, 8, 12)
+    made = {}
+    for start in range(84, 114, 3):
+        made[start] = torch.ones(2, 3, 1, 8, 12)
+        made[start][..., 6:, :] = 9  # the animal's lane
+    assert changed.errors_where_it_moved(made, truth, camera, clips).tolist() == [1, 1]
+    assert np.isnan(changed.errors_where_it_moved({84: made[84]}, truth, np.zeros((2, 114)), clips)).all()
+    pairs = {"none": {0: (1.0, 2.0), 1: (3.0, 2.0)}, "most similar": {0: (1.0, 2.0), 1: (1.0, 2.0)}}
+    assert "| none | 2.000 | 2.000 | 0.50 |" in changed.table(pairs)
+    assert "| most similar | 1.000 | 2.000 | 1.00 |" in changed.table(pairs)
+
+
+def test_what_a_changed_world_is_sampled_after_differs_in_the_memory(tmp_path, monkeypatch):
+    weights = make_family(tmp_path)
+    (tmp_path / "memory.yaml").write_text(f"{BASE}model_kwargs: {MEMORY}\n")
+
+    def pooled(vae: torch.nn.Module, videos: torch.Tensor) -> torch.Tensor:
+        return adaptive_avg_pool3d(videos[:, ::4], (None, 8, 12)).repeat(1, 1, 6, 1, 1)[:, :, :16]
+
+    monkeypatch.setattr(changed, "encode", pooled)
+    settings = changed.ChangedSettings(
+        config=str(tmp_path / "memory.yaml"), model_root=weights["model_root"], steps=[1000],
+        generator_ckpt=weights["generator_ckpt"], clips=2, batch=2, first=99,
+    )  # fmt: skip
+    errors = changed.measure(settings)
+    assert set(errors) == set(changed.MEMORIES)
+    assert len({tuple(found.values()) for found in errors.values()}) == len(changed.MEMORIES)
 
 
 def test_an_own_track_is_the_cameras_way_and_finds_the_place_where_it_leads():

@@ -28,13 +28,14 @@ from tinyworld.training import backbone, contexts, fewstep
 from tinyworld.training.backbone import Backbone, forward
 from tinyworld.training.bf16_linear import use_bf16_matmul
 from tinyworld.training.corpus import Corpus
+from tinyworld.training.lookup import Lookup
 from tinyworld.training.settings import (
     BackboneSettings,
     FewStepSettings,
     TrainSettings,
 )
 from tinyworld.training.state import Checkpoint
-from tinyworld.training.teacher_forcing import BlockPlan
+from tinyworld.training.teacher_forcing import BlockPlan, TeacherForcing
 from tinyworld.world.scene import TRAVEL
 from utils.errors import UserError
 from utils.settings import load_settings
@@ -123,6 +124,15 @@ def test_memory_can_be_drawn_to_show_what_a_block_uncovers_or_none_of_it_and_tho
     assert shares["wrong_memory"] == 0
 
 
+def test_a_step_with_memory_has_at_least_so_many_frames_of_it():
+    settings = dataclasses.replace(TINY, no_local=0.0, wide_local=0.0, least_memory=5)
+    counts = set()
+    for seed in range(30):
+        plans = contexts.latentmem(np.arange(36), np.zeros((1, 36)), LATENTMEM, settings, np.random.default_rng(seed))
+        counts.add(plans[-1].context.shape[1] - 9)  # beside the sink and the local frames
+    assert counts == {0, 5, 6}
+
+
 def two_steps(invented: float = 0.0, **levers: float) -> list[float]:
     """Losses of two latentmem steps of a small backbone, with these settings."""
     torch.manual_seed(0)
@@ -149,7 +159,33 @@ def two_steps(invented: float = 0.0, **levers: float) -> list[float]:
 LEVERS = [
     {"covering_memory": 1.0}, {"wrong_memory": 1.0}, {"recall_weight": 8.0}, {"other_sink": 1.0},
     {"placed_memory": 1.0}, {"frames": 48}, {"invented": 1.0},
+    {"lookup": 1.0, "lookup_layers": [1]},
 ]  # fmt: skip
+
+
+def test_attention_is_taught_to_find_the_columns_of_the_memory_that_show_the_same_place():
+    camera = np.array([[0.0, 32, 40, 50, 64, 64, 0, 0, 0]])  # tokens of 16 pixels
+    plan = BlockPlan(np.array([[0, 1, 5]]), (0, 0, 14, 15, 16, 17))  # sink and memory, one local frame, a block of 3
+    context = TeacherForcing(2, 6, 6, torch.device("cpu"))
+    context.begin([plan], copies=1)
+    lookup = Lookup([0], camera)
+    lookup.begin(context, 2, [plan] * 3)
+    right = lookup.right[0, 0].reshape(3, 2, 6, 6, 2, 6)  # own frame, row, column, frame attended to, row, column
+    assert right[0, 1, 3].nonzero().tolist() == [
+        [0, 1, 3],
+        [1, 1, 1],
+    ]  # 48 to 64 pixels in the sink and, 32 on, in memory
+    assert right[0, 1, 0].nonzero().tolist() == [[0, 1, 0]]  # the memory does not show it
+    assert lookup.in_view[0, 0].reshape(3, 2, 6)[0, 0].tolist() == [False] * 4 + [True] * 2  # the local frame, 64 on
+
+    def surprise(found: torch.Tensor) -> float:
+        lookup.surprise, lookup.tokens = ([], []), [0, 0]
+        lookup.judge(1000 * found.float().expand(2, 36, 72), torch.eye(72).expand(2, 72, 72))
+        return float(lookup.error())
+
+    assert surprise(lookup.right[0, 0]) == pytest.approx(0, abs=1e-4)
+    assert surprise(lookup.right[0, 0].roll(1, -1)) > 100
+    assert surprise(torch.zeros(36, 72)) > 2  # equal attention to everything, log(72 / 2) for most tokens
 
 
 def test_two_steps_with_each_lever_differ_from_two_steps_without():
@@ -166,7 +202,7 @@ def test_what_is_invented_comes_after_a_cut_and_what_was_before_stays_true():
     frames = np.arange(36)
     clean = torch.randn(1, 36, 4, 8, 12)
     plans = contexts.latentmem(frames, np.zeros((1, 36)), LATENTMEM, settings, np.random.default_rng(0))
-    nothing = torch.zeros(1, 12, 3), torch.zeros(1, 36, 12)
+    nothing = torch.zeros(1, 12, 3), torch.zeros(1, 36, 12), np.zeros((1, 36))
     batch = backbone.Batch(["a red house"], frames, clean, plans, *nothing)
     made = fewstep.invented_context(Backbone(settings, 4), settings, batch, clean, np.random.default_rng(0))
     same = (made == clean).flatten(2).all(2)[0]

@@ -22,7 +22,7 @@ from pipeline.kv_cache import KVCache, ring_frames
 from pipeline.noise import SeededNoise
 from pipeline.pipeline import Pipeline
 from pipeline.preflight import preflight
-from pipeline.retrieval import Retrieval
+from pipeline.retrieval import Index, Retrieval
 from pipeline.selection import SELECTIONS
 from tinyworld.judging.latent_errors import latent_errors
 from tinyworld.places import NextSample, TruePlaces
@@ -115,7 +115,8 @@ def measure_errors(settings: OracleSettings, say: Callable[[str], None]) -> Erro
         clips = range(first, min(first + settings.batch, settings.clips))
         truth, camera = true_latents(pipe, clips, settings.frames)
         for condition in CONDITIONS:
-            made = sample(pipe, captions[clips.start : clips.stop], clips, truth, camera, condition, settings.first)
+            memory = remember(pipe, camera, settings.frames, condition)
+            made = sample(pipe, captions[clips.start : clips.stop], clips, truth, memory, settings.first)
             for part, found in zip(PARTS, latent_errors(made, truth, camera), strict=True):
                 for clip, error in zip(clips, found, strict=True):
                     if np.isfinite(error):
@@ -134,27 +135,29 @@ def true_latents(pipe: Pipeline, clips: range, frames: int) -> tuple[torch.Tenso
     return encode(pipe.vae, to_video(np.stack(videos))), np.stack(camera)
 
 
+def remember(pipe: Pipeline, camera: np.ndarray, frames: int, condition: str) -> tuple[Index, Bank]:
+    """What chooses the frames of a condition's memory, and what keeps them."""
+    rule, of_the_next_sample = CONDITIONS[condition]
+    tiers = [RamTier("host", frames)]
+    codec = build_codec("same", pipe.model.dtype)
+    bank = NextSample(tiers, codec, len(camera)) if of_the_next_sample else Bank(tiers, codec)
+    if rule in SELECTIONS:
+        return Retrieval(pipe.descriptor, SELECTIONS[rule]), bank
+    at_hand = ring_frames(pipe.policy) if of_the_next_sample else 0
+    return TruePlaces(camera, rule, pipe.policy.block, at_hand), bank
+
+
 def sample(
     pipe: Pipeline,
     captions: Sequence[str],
     clips: Sequence[int],
     truth: torch.Tensor,
-    camera: np.ndarray,
-    condition: str,
+    memory: tuple[Index, Bank],
     first: int,
 ) -> dict[int, torch.Tensor]:
-    """Each sampled block [B, 3, C, h, w] by its first frame, in the true past, with the condition's memory."""
-    rule, of_the_next_sample = CONDITIONS[condition]
-    batch = len(truth)
-    tiers = [RamTier("host", truth.shape[1])]
-    codec = build_codec("same", pipe.model.dtype)
-    bank = NextSample(tiers, codec, batch) if of_the_next_sample else Bank(tiers, codec)
-    cache = KVCache(pipe.frame_shape(batch), pipe.policy, bank, pipe.device, pipe.model.dtype)
-    if rule in SELECTIONS:
-        index = Retrieval(pipe.descriptor, SELECTIONS[rule])
-    else:
-        at_hand = ring_frames(pipe.policy) if of_the_next_sample else 0
-        index = TruePlaces(camera, rule, pipe.policy.block, at_hand)
+    """Each sampled block [B, 3, C, h, w] by its first frame, in the true past, with this memory."""
+    index, bank = memory
+    cache = KVCache(pipe.frame_shape(len(truth)), pipe.policy, bank, pipe.device, pipe.model.dtype)
     noise = SeededNoise(pipe.config.seed, [(clip, 0) for clip in clips])
     generation = pipe.start_from(pipe.prompt_embeds(captions), noise, index, cache)
     made = {}

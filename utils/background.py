@@ -9,6 +9,8 @@ from typing import Any
 class Background:
     """One thread that calls `start`, then does what it is given in order; the giver waits when `depth` pieces wait.
 
+    With a depth of 0 the giver does each piece itself, at once.
+
     Used as a context manager: leaving it waits for the rest, and an error in a piece is raised at
     the next `do` or on leaving. What comes after a piece that failed is not done.
     """
@@ -20,6 +22,9 @@ class Background:
         self.pending: deque[Future] = deque()
 
     def do(self, work: Callable[..., None], *arguments: Any) -> None:
+        if self.depth == 0:
+            work(*arguments)
+            return
         while len(self.pending) >= self.depth:
             self.pending.popleft().result()
         self.pending.append(self.pool.submit(self._run, work, arguments))

@@ -9,6 +9,14 @@ has_nvidia() { # is there an NVIDIA driver? Containers may have one without nvid
     command -v nvidia-smi >/dev/null || [ -e /dev/nvidiactl ] || [ -e /proc/driver/nvidia/version ]
 }
 
+count_gpus() { # those of the machine
+    if command -v nvidia-smi >/dev/null; then
+        nvidia-smi -L 2>/dev/null | grep -c '^GPU'
+    else
+        find /dev -maxdepth 1 -name 'nvidia[0-9]*' | grep -c .
+    fi
+}
+
 is_python() { # is_python COMMAND OLDEST NEWEST: does it run, and is it Python 3 of these minor versions?
     "$1" -c "import sys; sys.exit(not (3, $2) <= sys.version_info[:2] <= (3, $3))" 2>/dev/null
 }
@@ -109,8 +117,8 @@ launch() {
     if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
         commas=${CUDA_VISIBLE_DEVICES//[^,]/}
         processes=$((${#commas} + 1))
-    elif [ -z "${CUDA_VISIBLE_DEVICES+set}" ] && command -v nvidia-smi >/dev/null; then
-        processes=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || processes=${GPUS_PER_VIDEO:-1}
+    elif [ -z "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        processes=$(count_gpus) || processes=${GPUS_PER_VIDEO:-1}
     fi
     exec python -m utils.launch --nproc-per-node "${NGPU:-$processes}" "$@"
 }

@@ -11,6 +11,17 @@ import torch
 T = TypeVar("T")
 
 
+class Mark:
+    """A moment of a stream: everything queued on it until then is done."""
+
+    def __init__(self, event: torch.cuda.Event) -> None:
+        self.event = event
+
+    def __deepcopy__(self, memo: dict) -> "Mark":
+        """The same moment; an event cannot be copied."""
+        return self
+
+
 class SideStream:
     """Work that need not wait for what the current stream is told to do next.
 
@@ -31,17 +42,17 @@ class SideStream:
         if self.stream is not None:
             torch.cuda.set_device(self.stream.device)
 
-    def mark(self) -> torch.cuda.Event | None:
+    def mark(self) -> Mark | None:
         """The moment at which everything queued on the current stream so far is done."""
         if self.stream is None:
             return None
-        return torch.cuda.current_stream(self.stream.device).record_event()
+        return Mark(torch.cuda.current_stream(self.stream.device).record_event())
 
-    def after(self, mark: torch.cuda.Event | None) -> AbstractContextManager:
+    def after(self, mark: Mark | None) -> AbstractContextManager:
         """A block of work that starts at a moment; see `mark`."""
         if self.stream is None:
             return nullcontext()
-        self.stream.wait_event(mark)
+        self.stream.wait_event(mark.event)
         return torch.cuda.stream(self.stream)
 
     def after_now(self) -> AbstractContextManager:

@@ -1,9 +1,15 @@
-"""The one attention function; diffusers' dispatch chooses the kernel."""
+"""The one attention function, for which diffusers' dispatch chooses the kernel; and attention in a context."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 
 from utils.errors import UserError, did_you_mean
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 NATIVE = AttentionBackendName.NATIVE  # PyTorch's scaled_dot_product_attention
 
@@ -41,3 +47,37 @@ def find_backend(name: str) -> AttentionBackendName:
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"attention_backend '{name}' cannot be used: {reason}; 'native' runs everywhere") from error
+
+
+_seat: ContextVar[Attend] = ContextVar("seat")
+
+
+@contextmanager
+def seat(attend: Attend) -> Iterator[None]:
+    """Within it, `attend_here` is `attend`: it maps q, k, v [B, T, heads, head_dim] to what is attended, of q's shape.
+
+    A context is no tensor, and what it does for one layer differs from what it does for the next. Handed through a
+    layer's arguments, it would be a part of the compiled graph, which would then serve this one case.
+    """
+    before = _seat.set(attend)
+    try:
+        yield
+    finally:
+        _seat.reset(before)
+
+
+def attend_here(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """What the present `seat` says; to `torch.compile` it is one operation, which it does not look into."""
+    if torch.compiler.is_compiling():
+        return _attend_here(q, k, v)
+    return _seat.get()(q, k, v)
+
+
+@torch.library.custom_op("wan::attend_here", mutates_args=())
+def _attend_here(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return _seat.get()(q, k, v).contiguous()
+
+
+@_attend_here.register_fake
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)

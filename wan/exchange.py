@@ -66,7 +66,6 @@ class Exchange:
         shape = tuple(given[self.number].shape)
         return torch.cat(self._swap(given, [shape] * self.count), dim=2)
 
-    @torch.compiler.disable
     def _swap(self, given: Sequence[torch.Tensor], shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
         """Give each process its piece; the pieces, of these shapes, that they have for this one.
 

@@ -4,8 +4,8 @@ The model holds weights only. What a block attends to beside itself is the busin
 `Context` it is called with; names of modules are those of every published checkpoint.
 """
 
-import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,8 +16,10 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from wan.attention import NATIVE, attention, find_backend
+from wan.attention import NATIVE, attend_here, attention, find_backend, seat
 from wan.exchange import ALONE, Exchange
+from wan.feed_forward import FeedForward, TanhGELU, is_plain
+from wan.norms import AddNorm, RMSNorm, gated, modulated
 from wan.params import WanParams
 
 TextKV = Sequence[tuple[torch.Tensor, torch.Tensor]]  # per layer: k and v, [B, text_len, heads, head_dim]
@@ -92,12 +94,21 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return self.patch_embedding.weight.dtype
 
     def fuse_projections(self) -> None:
-        """Compute q, k and v of each self-attention in one product, where they are plain linears.
+        """Compute q, k and v of each self-attention in one product, and a GELU with its linear, where they are plain.
 
         The weights keep their names. What replaces a weight, as loading or adding a LoRA does, comes before.
         """
         for block in self.blocks:
             block.self_attn.fuse()
+            block.ffn.fused = is_plain(block.ffn[0])
+
+    def compile_blocks(self, **options: str | bool) -> None:
+        """Compile the blocks: one graph serves all layers and all contexts, for each shape of x and of t.
+
+        Args:
+            options: of `torch.compile`, such as `backend`.
+        """
+        self.compile_repeated_blocks(dynamic=False, **options)
 
     def share(self, exchange: Exchange) -> None:
         """Compute every forward together with other processes, which are given the same x, t and text."""
@@ -134,7 +145,8 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         e = self.time_embedding(timestep_embedding(t, self.config.freq_dim).to(dtype))  # [B, F or 1, dim]
         e0 = rearrange(self.time_projection(e), "b f (six d) -> six b f 1 d", six=6)
         for layer, block in enumerate(self.blocks):
-            x = block(x, e0, text[layer], context, layer)
+            with seat(partial(block.self_attn.attend, context, layer)):
+                x = block(x, e0, text[layer])
         x = self.exchange.join(self.head(x, e))
         return rearrange(
             x, "b (f h w) (p q c) -> b f c (h p) (w q)", f=frames, h=height // ph, w=width // pw, p=ph, q=pw
@@ -157,36 +169,19 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.self_attn = SelfAttention(dim, num_heads, eps)
-        self.norm3 = nn.LayerNorm(dim, eps)
+        self.norm3 = AddNorm(dim, eps)
         self.cross_attn = CrossAttention(dim, num_heads, eps)
-        self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), TanhGELU(), nn.Linear(ffn_dim, dim))
+        self.norm2 = AddNorm(dim, eps, elementwise_affine=False)
+        self.ffn = FeedForward(nn.Linear(dim, ffn_dim), TanhGELU(), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(
-        self, x: torch.Tensor, e0: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor], context: Context, layer: int
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, e0: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         # x [B, T, dim], e0 [6, B, F or 1, 1, dim]
         shift1, scale1, gate1, shift2, scale2, gate2 = e0 + rearrange(self.modulation, "1 six d -> six 1 1 1 d")
-        x = gated(x, self.self_attn(modulated(self.norm1, x, shift1, scale1), context, layer), gate1)
-        x = x + self.cross_attn(self.norm3(x), *text)
-        return gated(x, self.ffn(modulated(self.norm2, x, shift2, scale2)), gate2)
-
-
-class TanhGELU(nn.Module):
-    """GELU in its tanh form, 0.5 x (1 + tanh(u)), for u = sqrt(2 / pi) (x + 0.044715 x^3).
-
-    A CPU without gradients computes the same number as x * sigmoid(2u), which its vector units do in half the time.
-    """
-
-    CUBIC = 2 * math.sqrt(2 / math.pi) * 0.044715
-    LINEAR = 2 * math.sqrt(2 / math.pi)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
-            return F.gelu(x, approximate="tanh")
-        u = x * x
-        return u.mul_(self.CUBIC).add_(self.LINEAR).mul_(x).sigmoid_().mul_(x)
+        y = self.self_attn(modulated(x, self.norm1.eps, shift1, scale1))
+        x, y = self.norm3(x, y, gate1)
+        x, y = self.norm2(x, self.cross_attn(y, *text), None, shift2, scale2)
+        return gated(x, self.ffn(y), gate2)
 
 
 class Attention(nn.Module):
@@ -200,8 +195,8 @@ class Attention(nn.Module):
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
         self.o = nn.Linear(dim, dim)
-        self.norm_q = nn.RMSNorm(dim, eps)
-        self.norm_k = nn.RMSNorm(dim, eps)
+        self.norm_q = RMSNorm(dim, eps)
+        self.norm_k = RMSNorm(dim, eps)
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         return rearrange(x, "b t (n d) -> b t n d", n=self.num_heads)
@@ -224,7 +219,7 @@ class SelfAttention(Attention):
         """See `CausalWanModel.fuse_projections`."""
         linears = (self.q, self.k, self.v)
         for linear in linears:
-            if type(linear) is not nn.Linear or type(linear.weight.data) is not torch.Tensor:
+            if not is_plain(linear):
                 return
         weight = torch.cat([linear.weight.data for linear in linears])
         bias = torch.cat([linear.bias.data for linear in linears])
@@ -249,11 +244,15 @@ class SelfAttention(Attention):
             q, k, v = F.linear(x, *self.fused).chunk(3, dim=-1)
         return self.heads(self.norm_q(q)), self.heads(self.norm_k(k)), self.heads(v)
 
-    def forward(self, x: torch.Tensor, context: Context, layer: int) -> torch.Tensor:
-        q, k, v = self.exchange.to_heads(*self.project(x))  # all tokens of some heads, or all heads
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.o(attend_here(*self.project(x)).flatten(2))
+
+    def attend(self, context: Context, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Attention of a layer's projections to its context, all [B, T, heads, head_dim]."""
+        q, k, v = self.exchange.to_heads(q, k, v)  # all tokens of some heads, or all heads
         rotated_q, keys, values, bias = context.update(layer, q, k, v)
         attended = attention(rotated_q, keys, values, self.backend, bias).reshape(q.shape)
-        return self.o(self.exchange.to_tokens(attended).flatten(2))
+        return self.exchange.to_tokens(attended)
 
 
 class CrossAttention(Attention):
@@ -274,24 +273,7 @@ class Head(nn.Module):
     def forward(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         # x [B, T, dim], e [B, F or 1, dim]
         shift, scale = rearrange(e, "b f d -> 1 b f 1 d") + rearrange(self.modulation, "1 two d -> two 1 1 1 d")
-        return self.head(modulated(self.norm, x, shift, scale))
-
-
-def modulated(norm: nn.LayerNorm, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """norm(x) * (1 + scale) + shift for x [B, T, dim]; scale and shift are [B, F, 1, dim], over a frame's tokens.
-
-    One scale and shift for all tokens are what a layer norm's own weight and bias are: one pass over x, not three.
-    """
-    if shift.numel() == x.shape[-1]:
-        return F.layer_norm(x, norm.normalized_shape, 1 + scale.flatten(), shift.flatten(), norm.eps)
-    x = norm(x).unflatten(1, (shift.shape[1], -1))
-    return torch.addcmul(shift, x, 1 + scale).flatten(1, 2)
-
-
-def gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """x + gate * y with gate [B, F, 1, dim] over the tokens of their frame."""
-    frames = (gate.shape[1], -1)
-    return torch.addcmul(x.unflatten(1, frames), y.unflatten(1, frames), gate).flatten(1, 2)
+        return self.head(modulated(x, self.norm.eps, shift, scale))
 
 
 def timestep_embedding(t: torch.Tensor, dim: int) -> torch.Tensor:

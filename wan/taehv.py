@@ -114,6 +114,11 @@ class StreamingTAEHV:
         self.trim = 0
         return video.clamp(0, 1) * 2 - 1
 
+    @property
+    def past_bytes(self) -> int:
+        """As `wan.vae.StreamingDecoder.past_bytes`."""
+        return sum(past.nbytes for past in self.past.values())
+
     def state(self, sample: int) -> dict[str, torch.Tensor | int]:
         """As `wan.vae.StreamingDecoder.state`."""
         kept: dict[str, torch.Tensor | int] = {"trim": self.trim}

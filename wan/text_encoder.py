@@ -69,6 +69,7 @@ class TextEncoder:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.text_len = text_len
+        self.device = torch.device(device)  # where it computes
         self.tokenizer = load_tokenizer(tokenizer)
         self.model = load_umt5(encoder, device, dtype)
         if len(self.tokenizer) > self.model.config.vocab_size:
@@ -86,9 +87,12 @@ class TextEncoder:
             truncation=True,
             max_length=self.text_len,
             return_tensors="pt",
-        ).to(self.model.device)
-        x = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-        return x * tokens.attention_mask.unsqueeze(-1).to(x)
+        )
+        table = self.model.get_input_embeddings()
+        embeds = table(tokens.input_ids.to(table.weight.device)).to(self.device)
+        mask = tokens.attention_mask.to(self.device)
+        x = self.model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        return x * mask.unsqueeze(-1).to(x)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

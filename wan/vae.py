@@ -5,15 +5,17 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 from einops import rearrange
 
 from utils.errors import DOWNLOAD, UserError, first_line
 from utils.tensors import check_fit, fill, read_tensors, shapes_of
 from wan.params import latent_format, read_config
+from wan.vae_decoder import Past, decode, lay_out
 from wan.vae_names import config_from_shapes, to_diffusers
 
 ORIGINAL_FILES = ("Wan2.1_VAE.pth", "Wan2.1_VAE.safetensors", "Wan2.2_VAE.pth", "Wan2.2_VAE.safetensors")
+TOGETHER = 1 << 28  # bytes of the largest feature map of latent frames that are decoded at once
 
 
 def find_vae(folder: Path) -> Path:
@@ -33,8 +35,9 @@ def load_vae(
 ) -> AutoencoderKLWan:
     """A frozen AutoencoderKLWan; see `read_vae`."""
     config, tensors = read_vae(path)
-    vae = _meta_vae(config, f"VAE {path}")
+    vae = meta_vae(config, f"VAE {path}")
     fill(vae, tensors, f"VAE {path}", device, dtype)
+    lay_out(vae)
     return vae
 
 
@@ -50,11 +53,12 @@ def read_vae(path: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     path, source = Path(path), f"VAE {path}"
     tensors = to_diffusers(read_tensors(path, "VAE"))
     config = read_config(path) if path.is_dir() else config_from_shapes(tensors, source)
-    check_fit(shapes_of(_meta_vae(config, source)), tensors, source)
+    check_fit(shapes_of(meta_vae(config, source)), tensors, source)
     return config, tensors
 
 
-def _meta_vae(config: Mapping, source: str) -> AutoencoderKLWan:
+def meta_vae(config: Mapping, source: str) -> AutoencoderKLWan:
+    """The autoencoder that a configuration describes, without memory for its weights."""
     try:
         with torch.device("meta"):
             vae = AutoencoderKLWan.from_config(dict(config))
@@ -121,14 +125,13 @@ class StreamingEncoder:
 class StreamingDecoder:
     """Decodes one video's latent frames as they come; equal to decoding all at once, at constant memory.
 
-    The VAE's convolutions are causal in time: what they need of the past is `past`, their last
-    inputs, which belong to this stream.
+    The VAE's convolutions are causal in time: what they need of the past belongs to this stream.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
-        self.vae = vae
-        self.past: list = [None] * vae._cached_conv_counts["decoder"]
-        self.first = True
+        self.vae, self.past = vae, Past(vae)
+        self.mean, self.std = normalisation(vae)
+        self.format = latent_format(vae.config)
 
     @torch.inference_mode()
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
@@ -136,36 +139,37 @@ class StreamingDecoder:
 
         With Wan T = 4 F; a video's first latent frame yields 1 frame instead of 4.
         """
-        mean, std = normalisation(self.vae)
-        z = rearrange(latents.to(mean.device, torch.float32), "b f c h w -> b c f h w") * std + mean
-        x = self.vae.post_quant_conv(z.to(self.vae.dtype))
-        frames = []
-        for latent in x.split(1, dim=2):
-            frames.append(self.vae.decoder(latent, feat_cache=self.past, feat_idx=[0], first_chunk=self.first))
-            self.first = False
-        video = torch.cat(frames, dim=2)
-        if self.vae.config.patch_size is not None:
-            video = unpatchify(video, self.vae.config.patch_size)
-        return rearrange(video.clamp(-1, 1), "b c t h w -> b t c h w")
+        z = rearrange(latents.to(self.mean.device, torch.float32), "b f c h w -> b c f h w") * self.std + self.mean
+        z = rearrange(z.to(self.vae.dtype), "b c f h w -> b f h w c")
+        parts = [decode(self.vae, part, self.past) for part in z.split(self._together(z), dim=1)]
+        frames = torch.cat(parts, dim=1).clamp_(-1, 1)
+        patch = self.vae.config.patch_size or 1
+        return rearrange(frames, "b t h w (c q p) -> b t c (h p) (w q)", p=patch, q=patch)
 
-    def state(self, sample: int) -> dict[str, torch.Tensor | str | bool]:
+    @property
+    def past_bytes(self) -> int:
+        """What it keeps for the next latent frames."""
+        return sum(frames.nbytes for frames in self.past.frames if frames is not None)
+
+    def _together(self, z: torch.Tensor) -> int:
+        """How many latent frames to decode at once: what they take while they are decoded grows with their number."""
+        batch, _, height, width, _ = z.shape
+        side = self.format.spatial // (self.vae.config.patch_size or 1)
+        channels = self.vae.decoder.conv_out.in_channels
+        places = self.format.temporal * height * side * width * side
+        return max(1, TOGETHER // (batch * channels * places * z.element_size()))
+
+    def state(self, sample: int) -> dict[str, torch.Tensor | bool]:
         """What one sample of the batch leaves for its next latent frames, on the CPU."""
-        kept: dict[str, torch.Tensor | str | bool] = {"first": self.first}
-        for place, past in enumerate(self.past):
-            if past is not None:
-                kept[str(place)] = past[sample : sample + 1].cpu().clone() if isinstance(past, torch.Tensor) else past
+        kept: dict[str, torch.Tensor | bool] = {"first": self.past.first}
+        for place, frames in enumerate(self.past.frames):
+            if frames is not None:
+                kept[str(place)] = frames[sample : sample + 1].cpu().clone()
         return kept
 
-    def restore(self, states: Sequence[Mapping[str, torch.Tensor | str | bool]]) -> None:
+    def restore(self, states: Sequence[Mapping[str, torch.Tensor | bool]]) -> None:
         """Go on where the samples of a batch were, each with a `state` of its own."""
-        self.first = states[0]["first"]
-        for place in range(len(self.past)):
+        self.past.first = states[0]["first"]
+        for place in range(len(self.past.frames)):
             if str(place) in states[0]:
-                self.past[place] = batched([state[str(place)] for state in states], self.vae.device)
-
-
-def batched(parts: Sequence[torch.Tensor | str], device: torch.device) -> torch.Tensor | str:
-    """One value of a decoder's state for a whole batch; a mark that is no tensor is the same in all samples."""
-    if not isinstance(parts[0], torch.Tensor):
-        return parts[0]
-    return torch.cat(list(parts)).to(device)
+                self.past.frames[place] = torch.cat([state[str(place)] for state in states]).to(self.vae.device)

@@ -99,6 +99,9 @@ class FakeEvent:
         self.gpu, self.enable_timing = gpu, enable_timing
         self.moment: Moment = {}
 
+    def __deepcopy__(self, memo: dict) -> "FakeEvent":
+        raise TypeError("cannot pickle 'Event' object")  # as the real one
+
     def record(self, stream: FakeStream | None = None) -> None:
         stream = stream or self.gpu.stream()
         self.moment = self.gpu.order.snapshot(stream.name)

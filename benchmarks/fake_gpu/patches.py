@@ -17,7 +17,7 @@ from benchmarks.fake_gpu.order import FakeEvent, FakeStream, current
 from pipeline import noise
 from pipeline.bank import tiers
 from utils import streams
-from wan import kernels
+from wan import kernels, model, norms
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def _of_tensors(gpu) -> list[tuple]:
     def numpy(self, **_):
         if self.device.type != "cpu":
             raise TypeError("can't convert a cuda tensor to numpy")
-        gpu.touch_on_host([self], [])
+        gpu.touch_on_host([], [self])  # whoever asks for it may read a file into it
         return np.zeros(self.shape, str(self.dtype).removeprefix("torch."))
 
     def tolist(self):
@@ -133,7 +133,7 @@ def _of_tensors(gpu) -> list[tuple]:
 
 def _of_kernels(gpu) -> list[tuple]:
     """Functions that are one kernel each on a GPU, and several operations elsewhere."""
-    plain_attention, plain_rms_norm = F.scaled_dot_product_attention, F.rms_norm
+    plain_attention, plain_rms_norm, plain_interpolate = F.scaled_dot_product_attention, F.rms_norm, F.interpolate
 
     def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         if query.device.type != "cuda":
@@ -160,6 +160,15 @@ def _of_kernels(gpu) -> list[tuple]:
         gpu.kernel("elementwise", 0, [x], [out])
         return out
 
+    def interpolate(input, size=None, scale_factor=None, *how, **more):
+        if input.device.type != "cuda":
+            return plain_interpolate(input, size, scale_factor, *how, **more)
+        factors = scale_factor if isinstance(scale_factor, Sequence) else [scale_factor] * (input.dim() - 2)
+        sizes = [int(length * factor) for length, factor in zip(input.shape[2:], factors, strict=True)]
+        out = torch.empty((*input.shape[:2], *sizes), dtype=input.dtype, device=input.device)
+        gpu.kernel("elementwise", 0, [input], [out])
+        return out
+
     def rotate_write(q, k, v, table, keys, values):
         for x in (k, v, table, keys, values):
             if x.device != q.device:
@@ -168,11 +177,31 @@ def _of_kernels(gpu) -> list[tuple]:
         gpu.kernel("elementwise", 0, [q, k, v, table], [out, keys, values])
         return out
 
+    def norm_rows(x, out, weight, eps, bias=None, y=None, gate=None, total=None, silu=False):
+        vectors = [vector for vector in (weight, bias, gate) if vector is not None]
+        for vector in vectors:
+            if vector.device != x.device:
+                raise RuntimeError(f"norm of {x.device} with {vector.device}")
+        if y is None:
+            gpu.kernel("elementwise", 0, [x, *vectors], [out])
+        else:
+            gpu.kernel("elementwise", 0, [x, y, *vectors], [out, total])
+
+    def addmm_activation(bias, x, weight, use_gelu):
+        out = torch.empty(x.shape[0], weight.shape[1], dtype=x.dtype, device=x.device)
+        gpu.kernel("gemm", 2 * x.shape[0] * weight.numel(), [bias, x, weight], [out])
+        return out
+
     return [
         (F, "scaled_dot_product_attention", attention),
         (F, "rms_norm", rms_norm),
+        (F, "interpolate", interpolate),
         (kernels, "is_fast", lambda x: x.device.type == "cuda"),
         (kernels, "rotate_write", rotate_write),
+        (norms, "is_fast", lambda x: x.device.type == "cuda"),
+        (norms, "norm_rows", norm_rows),
+        (torch, "_addmm_activation", addmm_activation),
+        (model, "is_plain", lambda linear: type(linear) is torch.nn.Linear),  # whose weights are FakeTensors
     ]
 
 

@@ -82,6 +82,11 @@ class Bank:
             self._insert(0, frame, records)
             self.frames.append(frame)
 
+    def put_back(self, frame: int, records: torch.Tensor) -> None:
+        """Keep a frame's records [B, record_bytes] as they were in another bank."""
+        self.frame_bytes = records.nbytes
+        self._insert(0, frame, records)
+
     def fetch(self, frame: int, sample: int, out: torch.Tensor) -> None:
         """Copy a sample's frame into `out` [2, layers, tokens, heads, head_dim]."""
         level = next(level for level, slots in enumerate(self.slots) if frame in slots)
@@ -141,9 +146,8 @@ class Bank:
         if not free:
             oldest, slot = next(iter(slots.items()))
             if level + 1 < len(self.tiers) and self.tiers[level + 1].by_host:
-                tier.wait(slot)
+                tier.wait(slot)  # the host itself reads the slot, and writes it if the new frame comes from there
             self._insert(level + 1, oldest, tier.read(slot))
-            tier.mark(slot)
             del slots[oldest]
             free.append(slot)
         slots[frame] = free.pop()

@@ -1,32 +1,28 @@
 """The miniature causal backbone: flow matching with block-causal teacher forcing."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange, repeat
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim.swa_utils import AveragedModel
 
 from pipeline.context import ContextPolicy
 from tinyworld.training.bf16_linear import use_bf16_matmul
 from tinyworld.training.contexts import draw_sequence, latentmem, native, recallable
 from tinyworld.training.corpus import Corpus
-from tinyworld.training.muon import MuonAdamW
-from tinyworld.training.settings import BackboneSettings
-from tinyworld.training.state import Checkpoint, Log, digest, generator, normal, under
+from tinyworld.training.lookup import Lookup
+from tinyworld.training.optimise import optimise
+from tinyworld.training.settings import STEPS, BackboneSettings
+from tinyworld.training.state import digest, generator, normal, under
 from tinyworld.training.teacher_forcing import BlockPlan, TeacherForcing, groups
 from tinyworld.training.text_encoder import TextEncoder
 from tinyworld.world.captions import COLOURS, KINDS
 from wan.model import CausalWanModel
 from wan.params import WanParams
 
-STEPS = ("start", "native", "latentmem")
 LOOK = (len(COLOURS) + 1, len(KINDS) + 1)  # how many there are of each, with none
 SHIFT = 5.0  # of the noise levels, as the sampler has it
 
@@ -62,6 +58,7 @@ class Batch:
         plans: one a block.
         ahead: [B, blocks, 3] what comes next as each block begins, see `scene.ahead`.
         recallable: [B, F, w] which columns of the latents only the sink or the memory of their block shows.
+        camera: [B, F] pixels.
     """
 
     captions: list[str]
@@ -70,6 +67,7 @@ class Batch:
     plans: list[BlockPlan]
     ahead: torch.Tensor
     recallable: torch.Tensor
+    camera: np.ndarray
 
     @property
     def block(self) -> int:
@@ -113,46 +111,6 @@ def train(
     return optimise(backbone, settings, settings.steps, rate, loss, folder / "backbone", about)
 
 
-def optimise(
-    backbone: Backbone,
-    settings: BackboneSettings,
-    steps: int,
-    schedule: Callable[[int], float],
-    loss: Callable[[int], tuple[str, torch.Tensor]],
-    name: Path,
-    about: dict[str, Any],
-) -> Backbone:
-    """Take `steps` steps on `loss`, which gives a step's kind and value; the averaged weights come back.
-
-    State and curves are kept as `name`.pt and `name`.csv, the state with what it depends on, `about`.
-    """
-    average = AveragedModel(backbone.train(), multi_avg_fn=_average(settings.ema))
-    optimizer = _optimizer(backbone)
-    parts = {"backbone": backbone, "average": average, "optimizer": optimizer}
-    checkpoint = Checkpoint(name.with_suffix(".pt"), parts, about)
-    log = Log(name.with_suffix(".csv"))
-    recent: dict[str, list[float]] = {kind: [] for kind in STEPS}  # losses since the last line of the log
-    started = time.monotonic()
-    for step in range(checkpoint.resume(), steps):
-        kind, value = loss(step)
-        value.backward()
-        nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
-        rate = schedule(step)
-        optimizer.step(settings.muon_lr * rate, settings.adam_lr * rate)
-        average.update_parameters(backbone)
-        recent[kind].append(value.item())
-        if step % 50 == 49 or step + 1 == steps:
-            means = {kind: float(np.mean(values or [np.nan])) for kind, values in recent.items()}
-            taken = sum(map(len, recent.values()))
-            log.write(step + 1, **means, seconds=(time.monotonic() - started) / taken)
-            recent = {kind: [] for kind in STEPS}
-            started = time.monotonic()
-        checkpoint.save(step + 1)
-    checkpoint.save(steps, force=True)
-    log.draw()
-    return average.module.eval()
-
-
 def draw_batch(
     settings: BackboneSettings, policy: ContextPolicy, corpora: list[Corpus], rng: np.random.Generator
 ) -> tuple[str, Batch]:
@@ -170,19 +128,20 @@ def draw_batch(
     picks = rng.integers(0, len(corpus), count)
     inside = corpus.inside(frames)
     clean = corpus.latents[torch.from_numpy(picks)[:, None], torch.from_numpy(inside)].float()
+    camera = corpus.camera[picks][:, inside]
     if kind == "native" or (kind == "start" and rng.random() < 0.5):
         plans = native(frames, policy, count)
     else:
-        plans = latentmem(frames, corpus.camera[picks][:, inside], policy, settings, rng)
+        plans = latentmem(frames, camera, policy, settings, rng)
     before_each_block = np.maximum(inside[:: policy.block] - 1, 0)
     ahead = corpus.ahead[picks][:, before_each_block]
     dropped = rng.random(count) < settings.caption_dropout
     captions = []
     for pick, drop in zip(picks, dropped, strict=True):
         captions.append("" if drop else corpus.captions[pick])
-    columns = torch.from_numpy(recallable(plans, corpus.camera[picks][:, inside]))
+    columns = torch.from_numpy(recallable(plans, camera))
     ahead = torch.from_numpy(ahead)
-    return kind, Batch(captions, frames, clean, plans, ahead.to(clean.device), columns.to(clean.device))
+    return kind, Batch(captions, frames, clean, plans, ahead.to(clean.device), columns.to(clean.device), camera)
 
 
 def draw_noisy(
@@ -226,7 +185,8 @@ def teacher_forcing_loss(
     hidden: list[torch.Tensor] = []  # of each run of blocks [B, 1 + copies, tokens of its frames, dim]
     middle = backbone.model.blocks[len(backbone.model.blocks) // 2]
     tap = middle.register_forward_hook(lambda _, __, x: hidden.append(x.unflatten(1, (1 + settings.copies, -1))))
-    flow = forward(backbone, batch.captions, context, noisy, sigma, batch.plans)
+    lookup = Lookup(settings.lookup_layers, batch.camera) if settings.lookup else None
+    flow = forward(backbone, batch.captions, context, noisy, sigma, batch.plans, lookup)
     tap.remove()
     if guidance:
         with torch.no_grad():
@@ -239,7 +199,10 @@ def teacher_forcing_loss(
     error = (weight * (flow - target).square()).mean()
     has_caption = torch.tensor([[bool(caption)] for caption in batch.captions], device=flow.device)
     ahead_loss = _ahead_loss(backbone, torch.cat(hidden, 2), batch.ahead, has_caption & follows)
-    return error + settings.ahead * ahead_loss
+    error = error + settings.ahead * ahead_loss
+    if lookup:
+        error = error + settings.lookup * lookup.error()
+    return error
 
 
 def _ahead_loss(backbone: Backbone, hidden: torch.Tensor, ahead: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -266,8 +229,12 @@ def forward(
     noisy: torch.Tensor,
     sigma: torch.Tensor,
     plans: list[BlockPlan],
+    lookup: Lookup | None = None,
 ) -> torch.Tensor:
-    """Flow of every noisy copy [B, copies, F, C, h, w], each block in the clean context [B, F, C, h, w] of its plan."""
+    """Flow of every noisy copy [B, copies, F, C, h, w], each block in the clean context [B, F, C, h, w] of its plan.
+
+    `lookup` judges where some layers look.
+    """
     model = backbone.model
     _, ph, pw = model.config.patch_size
     context = TeacherForcing(clean.shape[-2] // ph, clean.shape[-1] // pw, model.params.head_dim, clean.device)
@@ -283,30 +250,11 @@ def forward(
         context.begin([plans[number] for number in run], copies)
         x_run = rearrange(x[:, :, span], "b c f ... -> b (c f) ...")
         t_run = rearrange(t[:, :, span], "b c f -> b (c f)")
-        flow = model(x_run, t_run, text, context)
+        if lookup:
+            lookup.begin(context, run[0], plans)
+        flow = model(x_run, t_run, text, lookup or context)
         flows.append(rearrange(flow, "b (c f) ... -> b c f ...", c=1 + copies)[:, 1:])
     return torch.cat(flows, 2)
-
-
-def _optimizer(backbone: Backbone) -> MuonAdamW:
-    """Muon for the matrices of the transformer's blocks."""
-    matrices, others = [], []
-    for name, parameter in backbone.named_parameters():
-        if name.startswith("model.blocks.") and parameter.ndim == 2:
-            matrices.append(parameter)
-        else:
-            others.append(parameter)
-    return MuonAdamW(matrices, others, weight_decay=0.01)
-
-
-def _average(decay: float) -> Callable:
-    """Exponential average of the weights, shorter at the start so that it forgets where they began."""
-
-    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
-        count = int(count)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
-
-    return update
 
 
 def _schedule(step: int, settings: BackboneSettings) -> float:

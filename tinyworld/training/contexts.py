@@ -53,6 +53,8 @@ def latentmem(
         camera: [B, F] pixels.
     """
     wanted = int(rng.integers(0, settings.most_memory + 1))
+    if wanted:
+        wanted = min(max(wanted, settings.least_memory), settings.most_memory)
     variant = rng.random()
     beside_memory = policy.local_attn_size - policy.sink_size - policy.memory_size - policy.block
     local_frames = beside_memory

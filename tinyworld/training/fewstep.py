@@ -24,10 +24,10 @@ from tinyworld.training.backbone import (
     draw_batch,
     draw_noisy,
     forward,
-    optimise,
     teacher_forcing_loss,
 )
 from tinyworld.training.corpus import Corpus
+from tinyworld.training.optimise import optimise
 from tinyworld.training.settings import BackboneSettings, FewStepSettings
 from tinyworld.training.state import digest, generator, normal, under
 from tinyworld.training.teacher_forcing import BlockPlan

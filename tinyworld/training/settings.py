@@ -8,6 +8,8 @@ from tinyworld.world.film import HELD_OUT
 from utils.errors import UserError
 from utils.settings import Settings, setting
 
+STEPS = ("start", "native", "latentmem")  # kinds of the backbone's steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSettings(Settings):
@@ -96,6 +98,7 @@ class BackboneSettings(Settings):
     context_noise: float = setting(0.25, "clean frames carry noise of a deviation between 0 and this", at_least=0)
     full_noise: float = setting(0.3, "share of the noisy blocks that are noise alone", at_least=0, at_most=1)
     most_memory: int = setting(6, "a latentmem step has 0 to this many memory frames", at_least=0)
+    least_memory: int = setting(1, "as many at least, unless it has none", at_least=1)
     near_memory: float = setting(
         0.75, "share of the memory frames drawn near the place that the block will show", at_least=0, at_most=1
     )
@@ -123,6 +126,11 @@ class BackboneSettings(Settings):
         0.0, "share of the latentmem steps whose memory frames have the indices after the sink, not 0",
         at_least=0, at_most=1,
     )  # fmt: skip
+    lookup: float = setting(
+        0.0, "weight of the loss that teaches attention to find in sink and memory the place that a token shows",
+        at_least=0,
+    )  # fmt: skip
+    lookup_layers: list[int] = setting([3, 4], "layers whose first head is taught that, counted from 0", at_least=0)
     ahead: float = setting(
         0.1, "weight of the loss on what the transformer's middle tells of the object and the turn to come", at_least=0
     )
@@ -144,6 +152,11 @@ class BackboneSettings(Settings):
             )
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
             raise UserError(f"backbone.dim {self.dim} cannot be split over {self.num_heads} heads of an even size each")
+        if self.lookup and max(self.lookup_layers, default=self.num_layers) >= self.num_layers:
+            raise UserError(
+                f"backbone.lookup_layers is {self.lookup_layers}; with num_layers={self.num_layers} it must name one "
+                f"or more of 0 to {self.num_layers - 1}"
+            )
         if self.text_dim % 16:
             raise UserError(f"backbone.text_dim is {self.text_dim}; it must be a multiple of 16")
 

@@ -1,0 +1,78 @@
+"""The steps of the backbone's training: gradients, averaged weights, curves, a state to resume from."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from tinyworld.training.muon import MuonAdamW
+from tinyworld.training.settings import STEPS, BackboneSettings
+from tinyworld.training.state import Checkpoint, Log
+
+B = TypeVar("B", bound=nn.Module)
+
+
+def optimise(
+    backbone: B,
+    settings: BackboneSettings,
+    steps: int,
+    schedule: Callable[[int], float],
+    loss: Callable[[int], tuple[str, torch.Tensor]],
+    name: Path,
+    about: dict[str, Any],
+) -> B:
+    """Take `steps` steps on `loss`, which gives a step's kind and value; the averaged weights come back.
+
+    State and curves are kept as `name`.pt and `name`.csv, the state with what it depends on, `about`.
+    """
+    average = AveragedModel(backbone.train(), multi_avg_fn=_average(settings.ema))
+    optimizer = _optimizer(backbone)
+    parts = {"backbone": backbone, "average": average, "optimizer": optimizer}
+    checkpoint = Checkpoint(name.with_suffix(".pt"), parts, about)
+    log = Log(name.with_suffix(".csv"))
+    recent: dict[str, list[float]] = {kind: [] for kind in STEPS}  # losses since the last line of the log
+    started = time.monotonic()
+    for step in range(checkpoint.resume(), steps):
+        kind, value = loss(step)
+        value.backward()
+        nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
+        rate = schedule(step)
+        optimizer.step(settings.muon_lr * rate, settings.adam_lr * rate)
+        average.update_parameters(backbone)
+        recent[kind].append(value.item())
+        if step % 50 == 49 or step + 1 == steps:
+            means = {kind: float(np.mean(values or [np.nan])) for kind, values in recent.items()}
+            taken = sum(map(len, recent.values()))
+            log.write(step + 1, **means, seconds=(time.monotonic() - started) / taken)
+            recent = {kind: [] for kind in STEPS}
+            started = time.monotonic()
+        checkpoint.save(step + 1)
+    checkpoint.save(steps, force=True)
+    log.draw()
+    return average.module.eval()
+
+
+def _optimizer(backbone: nn.Module) -> MuonAdamW:
+    """Muon for the matrices of the transformer's blocks."""
+    matrices, others = [], []
+    for name, parameter in backbone.named_parameters():
+        if name.startswith("model.blocks.") and parameter.ndim == 2:
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    return MuonAdamW(matrices, others, weight_decay=0.01)
+
+
+def _average(decay: float) -> Callable:
+    """Exponential average of the weights, shorter at the start so that it forgets where they began."""
+
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+        count = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update
