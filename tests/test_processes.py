@@ -163,6 +163,16 @@ def test_an_unforeseen_error_is_one_line_that_says_where_to_report_it(tmp_path):
     assert "Traceback" in err and err.splitlines()[-1].startswith("error: unforeseen ValueError")
 
 
+def test_a_reader_that_has_enough_ends_a_program_without_a_word(tmp_path):
+    body = "    while True:\n        print('a line')\n"
+    (tmp_path / "probe.py").write_text(f"from utils.errors import run\ndef main():\n{body}run(main)\n")
+    line = f"{sys.executable} {tmp_path / 'probe.py'} | head -1; echo ${{PIPESTATUS[0]}}"
+    run = subprocess.run(
+        ["bash", "-c", line], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (run.stdout, run.stderr) == ("a line\n141\n", "")
+
+
 def test_a_full_disk_is_no_unforeseen_error(tmp_path):
     run = launched(module(tmp_path, "raise OSError(28, 'No space left on device', 'x.pt')"), folder=tmp_path)
     _, err = run.communicate()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tinyworld import switches
 from tinyworld.judging.switched import Course, likeness, measure_switch, seam
 from tinyworld.switch_tables import gather, report
 from tinyworld.switches import CHANGES, changed
@@ -81,3 +82,22 @@ def test_values_go_to_tables_with_intervals(tmp_path):
     assert "given" not in tables and tables["made anew"]["native"]["x"].mean == 1
     report({"native": units}, tmp_path)
     assert "| native, cut | 1.50 [" in (tmp_path / "switches.md").read_text()
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
+    made, reports = [], []
+
+    def measure(settings: switches.SwitchSettings, pipeline: None, units: list) -> dict:
+        made.extend(units)
+        return {unit: {"scene/text/blocks until ground": 1.0} for unit in units}
+
+    monkeypatch.setattr(switches, "measure_batch", measure)
+    monkeypatch.setattr(switches, "load", lambda config: None)
+    monkeypatch.setattr(switches, "report", lambda found, folder: reports.append(found))
+    monkeypatch.setattr("sys.argv", ["switches", "short=true", f"folder={tmp_path / 'switches'}"])
+    switches.main()
+    count = len(made)
+    (next((tmp_path / "switches").glob("*/00002-0.json"))).unlink()
+    switches.main()
+    assert count == sum(len(found) for found in reports[0].values()) and reports[0] == reports[1]
+    assert count < len(made) < 2 * count

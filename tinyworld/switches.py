@@ -112,7 +112,7 @@ def main() -> None:
         pipeline = None
         for first in range(0, len(units), settings.batch):
             batch = units[first : first + settings.batch]
-            if not store.missing(batch):
+            if all(store.has(unit) for unit in batch):
                 continue
             pipeline = pipeline or load(settings.run_config(method))
             started = time.monotonic()

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ DOWNLOAD = "'bash download.sh' gets the published files; see README.md, 'Real we
 CHATTER = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
 LOST = "error: a process that this one works with has ended, on another machine; the same command goes on"
 LOST_STATUS = 3  # of a process that ended for no reason of its own
+PIPE_STATUS = 141  # as a shell has it of a program that SIGPIPE ended
 to_launcher: list[int] = []  # the pipe by which a process that `utils.launch` started hands over its last line
 
 
@@ -43,8 +45,9 @@ def first_line(error: Exception) -> str:
 def run(main: Callable[[], None]) -> None:
     """Run an entry point: whatever ends it is one line on stderr and an exit status.
 
-    Status 2 is a `UserError`, 130 or 143 a stop from outside, 3 the end of another process, 1 anything else. `DEBUG=1`
-    shows the traceback as well. Of processes that a launcher started together, one says what several have to say.
+    Status 2 is a `UserError`, 130 or 143 a stop from outside, 3 the end of another process, 1 anything else; 141,
+    without a line, the end of who read its output. `DEBUG=1` shows the traceback as well. Of processes that a launcher
+    started together, one says what several have to say.
     """
     debug = os.environ.get("DEBUG") == "1"
     if not debug:
@@ -57,6 +60,9 @@ def run(main: Callable[[], None]) -> None:
         raise
     except BaseException as error:
         status, line = explain(error)
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed
+            sys.exit(PIPE_STATUS)
         if debug:
             traceback.print_exc()
         say_once(line)
@@ -84,6 +90,13 @@ def explain(error: BaseException) -> tuple[int, str]:
     last = traceback.extract_tb(error.__traceback__)[-1]
     what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return 1, f"error: unforeseen {what} ({os.path.basename(last.filename)}:{last.lineno}); {REPORT}"
+
+
+def nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has ended, as `head` does when it has enough."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @contextmanager
