@@ -47,7 +47,8 @@ def _with_parent(overrides: Sequence[str]) -> list[str]:
     if not parents or parents[-1] in ("", "null"):
         return renamed
     names = [field.name for field in fields(VideoSettings)]
-    return inherited(read_parent(parents[-1]), [*names, "num_frame_per_block"]) + renamed
+    names += ["num_frame_per_block", "independent_first_frame"]
+    return inherited(read_parent(parents[-1]), names) + renamed
 
 
 def _take_share(flags: Mapping[str, str]) -> None:

@@ -29,7 +29,6 @@ from utils.clock import Clock
 from utils.errors import UserError
 from utils.files import publish, require_writable, write_json
 from utils.optional import best_effort
-from utils.streams import SideStream
 from utils.tensors import save_tensors
 from utils.video import VideoWriter, join_videos
 
@@ -142,19 +141,16 @@ class VideoSink:
             raise UserError(f"{self.past.folder} has no decoder's state that can be read; delete it and start again")
         film = Film(pipeline, making, segments, states, known, clock, ends, self.watch)
         film.block = self.past.ends[-1] if self.past else 0
-        front = SideStream(pipeline.device, "generate", priority=-1)  # decoding takes what generating leaves
 
         def take(block: LatentBlock, ready: AbstractContextManager) -> None:
             film.take(block, ready)
             on_block(block)
 
         try:
-            in_turn = self.config.preset.in_turn
-            with clock("total"), DecodeThread(pipeline.device, in_turn) as thread, front.after_now():
+            with clock("total"), DecodeThread(pipeline.device, self.config.preset.in_turn) as thread:
                 for block in clock.each("generate", blocks):
                     thread.take(take, block)
         finally:
-            front.join()
             film.discard()
 
     def _finish(

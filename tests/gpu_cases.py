@@ -31,6 +31,7 @@ CASES: dict[str, tuple[dict, dict]] = {
     "cast, low": (NATIVE | {"weights": "cast_fp8"} | LOW, {"layers": 5, "blocks": 1, "counted": 1}),
     "decoding": (NATIVE, {"vae": "tiny", "blocks": 2}),
     "decoding, low": (NATIVE | LOW, {"vae": "tiny", "blocks": 2}),
+    "told": ({"model_kwargs": LATENTMEM["model_kwargs"] | {"retrieve_after": "local"}}, {"told": True}),
     "fork": (LATENTMEM, {"fork": 5}),
 }
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.close import assert_close
+from utils.errors import run
 from wan import kernels, norms
 from wan.rope import rope_table, rotate
 
@@ -69,4 +70,4 @@ def roots(size: int, dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

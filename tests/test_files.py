@@ -37,6 +37,13 @@ def no_file_longer_than(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_file_that_its_writer_put_there_itself_can_be_read_by_whom_others_can(tmp_path):
+    with atomic(tmp_path / "a.safetensors") as path:
+        save_file({"x": torch.zeros(1)}, path)
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
 def write_plainly(path):
     with atomic(path) as temporary:
         temporary.write_bytes(bytes(100_000))

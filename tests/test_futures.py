@@ -14,8 +14,8 @@ from pipeline.latents import open_latents
 from tests.miniature import make_family
 from utils.errors import UserError
 
-BLOCKS, AT = 8, 5
-SIZES = ["num_output_frames=24", "height=32", "width=48"]
+AT = 4  # blocks of the past
+SIZES = ["num_output_frames=18", "height=32", "width=48"]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_futures_of_one_past_are_forks_of_it_and_a_killed_run_goes_on(parent, we
 
     class Dies(Counted):
         def take(self, block, ready):
-            if block.plan.start == 21 and self.config.seed == 7 and "latentmem" in self.config.output_folder:
+            if block.plan.start == 15 and self.config.seed == 7 and "latentmem" in self.config.output_folder:
                 raise KeyboardInterrupt
             super().take(block, ready)
 
@@ -82,19 +82,19 @@ def test_futures_of_one_past_are_forks_of_it_and_a_killed_run_goes_on(parent, we
         patch.setattr("pipeline.sinks.Film", Dies)
         with pytest.raises(KeyboardInterrupt):
             make(parent, tmp_path, weights, *words)
-    assert given == [0, 3, 6, 9, 12] * 2  # once a method
+    assert given == [0, 3, 6, 9] * 2  # once a method
     assert sum(block < AT for block in decoded) == 2 * AT
     given.clear()
     decoded.clear()
     make(parent, tmp_path, weights, *words)
-    assert given == [0, 3, 6, 9, 12, 15, 18] and decoded == []
+    assert given == [0, 3, 6, 9, 12] and decoded == []
     out = capsys.readouterr().out
     assert "4 futures of 2 pasts, 1 to be made" in out and "native - latentmem" not in out
     assert not [path for path in tmp_path.rglob(".*") if not path.name.startswith(".claim")]
     same, other = tmp_path / "latentmem" / "00000-0", tmp_path / "latentmem" / "00000-1"
     assert torch.equal(latents_at(same), latents_at(parent)) and digests_at(same) == digests_at(parent)
-    assert torch.equal(latents_at(other)[:15], latents_at(parent)[:15])
-    assert not torch.isclose(latents_at(other)[15:], latents_at(parent)[15:]).all(dim=(1, 2, 3)).any()
+    assert torch.equal(latents_at(other)[:12], latents_at(parent)[:12])
+    assert not torch.isclose(latents_at(other)[12:], latents_at(parent)[12:]).all(dim=(1, 2, 3)).any()
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report["methods"]) == ["native", "latentmem"] and len(report["compared"]) == 2
     fork = [f"from={parent}", f"at={AT}b", "seed=7", f"output_folder={tmp_path / 'fork'}"]
@@ -110,7 +110,7 @@ def test_futures_under_other_prompts_are_in_folders_by_prompt(parent, weights, t
     assert digests_at(own / "00000-0") == digests_at(parent)
     assert digests_at(tree / "00000-0")[:AT] == digests_at(parent)[:AT]
     scenes = json.loads((tree / "00000-0.json").read_text())["scenes"]
-    assert scenes[1] == {"start": 15, "prompt": "a blue tree", "how": "flush"}
+    assert scenes[1] == {"start": 12, "prompt": "a blue tree", "how": "flush"}
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_the_full_size_model_is_planned_from_the_published_files(published, monk
 
 
 def test_presets_move_parts_and_shorter_weights_shrink_them(published, monkeypatch):
-    monkeypatch.setattr("pipeline.preflight.require_quantization", lambda form: None)  # wherever the test runs
+    monkeypatch.setattr("pipeline.preflight.require_quantization", lambda *_: None)  # wherever the test runs
 
     def parts(**more: object) -> list[Part]:
         found = looked(published, monkeypatch, **more).footprint
@@ -250,7 +250,8 @@ def test_an_encoder_is_told_from_another_by_size_time_head_and_tail(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "override, words", [("memory=tiny", "low, balanced, fast"), ("weights=fp16", "same, cast_fp8, fp8, int8")]
+    "override, words",
+    [("memory=tiny", "low, balanced, fast"), ("weights=fp16", "same, cast_fp8, fp8, fp8_products, int8")],
 )
 def test_an_unknown_choice_lists_the_choices(settings, override, words):
     key, value = override.split("=")

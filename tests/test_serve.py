@@ -97,7 +97,8 @@ def whole(tmp_path_factory):
     """What inference.sh makes of the same request."""
     folder = tmp_path_factory.mktemp("whole")
     before = sys.argv
-    words = ["configs/tinyworld_latentmem.yaml", *SETTINGS, f"output_folder={folder}", f"prompt={PROMPT}"]
+    words = ["configs/tinyworld_latentmem.yaml", *SETTINGS, "keep_latents=true", f"prompt={PROMPT}"]
+    words.append(f"output_folder={folder}")
     sys.argv = ["inference", *words]
     inference.main()
     sys.argv = before

@@ -202,7 +202,7 @@ def test_what_is_invented_comes_after_a_cut_and_what_was_before_stays_true():
     frames = np.arange(36)
     clean = torch.randn(1, 36, 4, 8, 12)
     plans = contexts.latentmem(frames, np.zeros((1, 36)), LATENTMEM, settings, np.random.default_rng(0))
-    nothing = torch.zeros(1, 12, 3), torch.zeros(1, 36, 12)
+    nothing = torch.zeros(1, 12, 3), torch.zeros(1, 36, 12), np.zeros((1, 36))
     batch = backbone.Batch(["a red house"], frames, clean, plans, *nothing)
     made = fewstep.invented_context(Backbone(settings, 4), settings, batch, clean, np.random.default_rng(0))
     same = (made == clean).flatten(2).all(2)[0]

@@ -39,7 +39,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = create_temporary(path)
+        mode = temporary.stat().st_mode
         yield temporary
+        os.chmod(
+            temporary, mode
+        )  # a writer may have put a file of its own there, as safetensors does, for itself alone
         publish(temporary, path)
     except Exception as error:
         reason = write_fault(error, path, temporary)

@@ -27,12 +27,11 @@ class SideStream:
 
     Args:
         purpose: side streams of one purpose are the same stream.
-        priority: where the GPU must choose, work of a lower number comes first; 0 is the most, and what others have.
     """
 
-    def __init__(self, device: torch.device | str, purpose: str, priority: int = 0) -> None:
+    def __init__(self, device: torch.device | str, purpose: str) -> None:
         device = torch.device(device)
-        self.stream = _stream(device, purpose, priority) if device.type == "cuda" else None
+        self.stream = _stream(device, purpose) if device.type == "cuda" else None
 
     def __deepcopy__(self, memo: dict) -> "SideStream":
         """The same stream, as there is one for each purpose."""
@@ -104,6 +103,6 @@ def make_ahead(device: torch.device, makers: Sequence[Callable[[], T]]) -> list[
 
 
 @cache
-def _stream(device: torch.device, purpose: str, priority: int) -> torch.cuda.Stream:
+def _stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
     """One for the whole process: memory that was freed on a stream is used again on that stream only."""
-    return torch.cuda.Stream(device, priority)
+    return torch.cuda.Stream(device)

@@ -1,8 +1,9 @@
 """The real pipeline on a GPU that is not there, at any size: weights have shapes, and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -16,6 +17,7 @@ from pipeline.generation import LatentBlock
 from pipeline.noise import SeededNoise
 from pipeline.offload import offload_transformer, quantize
 from pipeline.pipeline import Pipeline
+from pipeline.retrieval import Index, Selection
 from wan.checkpoint import meta_model
 from wan.params import LatentFormat, WanParams
 from wan.taehv import TAEHV
@@ -33,7 +35,8 @@ class Case:
         layers: of the transformer; the other sizes are those of Wan2.1-T2V-1.3B at 480x832.
         blocks: generated; the last `counted` of them are counted.
         vae: decodes beside the generation, `full` or `tiny`; None: nothing is decoded.
-        fork: after so many blocks the generation goes on as a copy of itself; None: as it is.
+        fork: after so many blocks a copy goes on in place of the generation, under other noise; None: it goes on.
+        told: what is retrieved is chosen elsewhere, see `Told`.
     """
 
     settings: Mapping
@@ -42,6 +45,7 @@ class Case:
     counted: int = 3
     vae: str | None = None
     fork: int | None = None
+    told: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,14 @@ def watch(case: Case, gpu: FakeGPU | None = None) -> Seen:
     gpu = gpu or FakeGPU()
     with gpu.installed():
         pipeline = make_pipeline(case, gpu)
-        generation = start(pipeline)
+        generation = start(pipeline, Told() if case.told else None)
         decoding = Decoding(case.vae, gpu, pipeline.config.preset.in_turn) if case.vae else None
         gpu.memory.peak = gpu.memory.live
         for block in range(case.blocks):
             if block == case.blocks - case.counted:
                 gpu.take()
             if block == case.fork:
-                generation = generation.fork()
+                generation = generation.fork(noise_of(pipeline.config.batch_size, seed=1))
             made = generation.step()
             assert (made.latents.device, made.latents.dtype) == (gpu.device, torch.float32)
             if decoding is not None:
@@ -102,12 +106,39 @@ def _emptied(model: torch.nn.Module, device: torch.device | str, dtype: torch.dt
     return model.eval().requires_grad_(False)
 
 
-def start(pipeline: Pipeline):
+def start(pipeline: Pipeline, index: Index | None = None):
     """A generation of `batch_size` samples."""
     config, params = pipeline.config, pipeline.model.params
-    batch = config.batch_size
-    embeds = torch.empty(batch, params.text_len, params.text_dim, dtype=torch.bfloat16)
-    return pipeline.start_from(embeds, SeededNoise(0, [(number, 0) for number in range(batch)]))
+    embeds = torch.empty(config.batch_size, params.text_len, params.text_dim, dtype=torch.bfloat16)
+    return pipeline.start_from(embeds, noise_of(config.batch_size), index)
+
+
+def noise_of(batch: int, seed: int = 0) -> SeededNoise:
+    return SeededNoise(seed, [(number, 0) for number in range(batch)])
+
+
+class Told:
+    """An index whose choices come from another process, so that no thread waits for this GPU to make them.
+
+    By turns the oldest and the newest frames are chosen. See `pipeline.retrieval.Index`.
+    """
+
+    def __init__(self) -> None:
+        self.start = self.choices = 0
+
+    def add(self, latents: torch.Tensor) -> None:
+        self.start += latents.shape[1]
+
+    def drop(self, frame: int) -> None:
+        """It keeps nothing of a frame."""
+
+    def most_similar_pair(self, frames: Sequence[int]) -> tuple[int, int]:
+        return frames[0], frames[1]
+
+    def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
+        self.choices += 1
+        chosen = tuple(candidates[:k] if self.choices % 2 else candidates[-k:])
+        return Selection(self.start, (chosen,) * len(rngs), ((0.0,) * len(chosen),) * len(rngs))
 
 
 def make_vae(kind: str, gpu: FakeGPU):

@@ -98,7 +98,7 @@ def make_past(past: Past, pipeline: Pipeline, folder: Path, progress: Progress) 
     started = time.monotonic()
     committed = commit(past, pipeline, folder)
     seconds = time.monotonic() - started
-    progress.say(f"{past.parent.name} under {past.method}: {past.blocks} blocks committed in {seconds:.1f} s")
+    progress.say(f"{past.parent.name} under {past.method}: its {past.blocks} blocks are there after {seconds:.1f} s")
     for future in missing(past):
         progress.begin(f"{future.column}/{future.name}", 1)
         make(past, future, committed, pipeline, progress)

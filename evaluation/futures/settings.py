@@ -26,7 +26,7 @@ OTHERS = {  # settings of a run that are said otherwise here
 class FuturesSettings(Settings):
     """Futures of one past"""
 
-    parent: str = setting("", "from=: a finished video with its latents, or a folder of them", reads=True)
+    parent: str = setting("", "from=: a finished video, or a folder of them", reads=True)
     at: str = setting("", "time from which the futures are made, such as 12s, 48f or 16b")
     methods: list[str] = setting(["native", "latentmem"], "methods to go on with, as of inference.sh")
     prompts: list[str] = setting([], "texts to go on with, the parent's own by default; an empty one is that, too")

@@ -146,7 +146,7 @@ class Bank:
         if not free:
             oldest, slot = next(iter(slots.items()))
             if level + 1 < len(self.tiers) and self.tiers[level + 1].by_host:
-                tier.wait(slot)
+                tier.wait(slot)  # the host itself reads the slot, and writes it if the new frame comes from there
             self._insert(level + 1, oldest, tier.read(slot))
             del slots[oldest]
             free.append(slot)

@@ -87,8 +87,6 @@ class RamTier:
         rows = list(records)
         if self.shape is None:
             self.shape = (len(rows), rows[0].numel())
-        if self.pin and rows[0].device.type == "cpu":
-            self.wait(slot)
         target = self.read(slot)
         for row, record in zip(target, rows, strict=True):
             row.copy_(record, non_blocking=True)
