@@ -1,6 +1,8 @@
-"""The Triton kernels in Triton's interpreter, on the CPU, against the plain way; run by `test_fast_paths.py`.
+"""The Triton kernels in Triton's interpreter, on the CPU, against the plain way.
 
 TRITON_INTERPRET=1 python -m tests.interpreted
+
+Triton comes with PyTorch's build for GPUs; beside a CPU build, which the tests use, it is a package of its own.
 """
 
 import torch

@@ -1,9 +1,5 @@
 """Faster forms of a layer's parts give what the plain ones give."""
 
-import os
-import sys
-
-import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
@@ -11,7 +7,6 @@ from torch.nn import functional as F
 from pipeline.build import assemble
 from pipeline.config import load_config
 from pipeline.noise import NoiseAhead, SeededNoise
-from tests.commands import ROOT, start
 from tests.miniature import PARAMS, randomised
 from wan.feed_forward import TanhGELU
 from wan.fp8 import Fp8Linear, multiply_in_fp8
@@ -113,10 +108,3 @@ def test_one_graph_without_a_break_serves_all_layers_and_contexts():
     assert torch.equal(generated(model), plain)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
-
-
-def test_kernels_give_what_the_plain_way_gives_in_tritons_interpreter():
-    folder = os.environ.get("TRITON") or pytest.skip("no Triton here; .ci/run gets it")
-    environment = {"PYTHONPATH": f"{ROOT}:{folder}", "TRITON_INTERPRET": "1"}
-    output, errors = start(sys.executable, "-m", "tests.interpreted", cwd=ROOT, **environment).communicate()
-    assert output == "equal\n", errors

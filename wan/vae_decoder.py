@@ -105,7 +105,7 @@ def causal(conv: nn.Conv3d, x: torch.Tensor, past: Past, norm: WanRMS_norm | Non
     past.swap(room)
     _, rows, columns = conv.kernel_size
     y = F.conv3d(room.movedim(-1, 1), conv.weight, conv.bias, padding=(0, rows // 2, columns // 2))
-    return y.movedim(1, -1)
+    return y.movedim(1, -1).contiguous()  # as it is, unless the sizes led to another algorithm
 
 
 def weight_of(norm: WanRMS_norm) -> tuple[torch.Tensor, float]:
@@ -139,7 +139,8 @@ def upsampled(sampler: WanResample, x: torch.Tensor, past: Past) -> torch.Tensor
         x = torch.cat(parts, dim=1)
     conv = sampler.resample[1]
     pictures = repeat(x, "b t h w c -> (b t) (h p) (w q) c", p=2, q=2).movedim(-1, 1)
-    return F.conv2d(pictures, conv.weight, conv.bias, padding=1).movedim(1, -1).unflatten(0, x.shape[:2])
+    y = F.conv2d(pictures, conv.weight, conv.bias, padding=1).movedim(1, -1).contiguous()
+    return y.unflatten(0, x.shape[:2])
 
 
 def repeated(shortcut: DupUp3D, x: torch.Tensor, first: bool) -> torch.Tensor:
