@@ -30,6 +30,7 @@ def generate(config: RunConfig, prompts: list[Prompt]) -> None:
     from pipeline.record import Digests, check_records, identity
     from pipeline.run import make
     from pipeline.sinks import VideoSink
+    from pipeline.unfinished import discard_left
 
     require_encoder()
     found = preflight(config)
@@ -51,6 +52,7 @@ def generate(config: RunConfig, prompts: list[Prompt]) -> None:
     with claim(folder, identity(config, list(names))) as held:
         finished = {sample: sink.path(sample) for sample in names if sink.is_finished(sample)}
         check_records(finished, config, weights)
+        discard_left(finished.values(), held)
         make(found, list(names), sink, held)
 
 

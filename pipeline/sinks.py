@@ -1,7 +1,7 @@
 """Where the blocks of a run end: videos with their records, or latents.
 
-A file gets its name when it is finished. The picture of what was retrieved is made after that; if it fails,
-the video is still finished.
+A file gets its name when it is finished, and a video when all that belongs beside it is there. If the picture of what
+was retrieved fails, the video is finished without it.
 """
 
 import os
@@ -169,6 +169,10 @@ class VideoSink:
             whole = unfinished.folder / "whole.mp4"
             join_videos([unfinished.segment(number) for number in range(segments)], whole, frames)
         record = record_run(self.config, sample, self.weights(), seconds, frames, blocks)
+        picture = unfinished.folder / "memory.png"
+        if pipeline.descriptor is not None:
+            with best_effort("the picture of what was retrieved", "the video is finished without it"):
+                plot_memory(picture, blocks, self.config.num_output_frames, sample.prompt)
         path.unlink(missing_ok=True)  # never pair an old video with the new record
         is_wanted = self.config.keep_latents or unfinished.states  # which are known by the latents before them
         if is_wanted and unfinished.latents_path.exists():
@@ -178,11 +182,10 @@ class VideoSink:
         for state in unfinished.states:
             os.replace(state, path.with_name(f"{path.stem}.{state.name}"))
         write_json(path.with_suffix(".json"), record)
+        if picture.exists():
+            os.replace(picture, path.with_suffix(".memory.png"))
         publish(whole, path)
         unfinished.discard()
-        if pipeline.descriptor is not None:
-            with best_effort("the picture of what was retrieved", "the video is finished without it"):
-                plot_memory(path.with_suffix(".memory.png"), blocks, self.config.num_output_frames, sample.prompt)
 
     def _unfinished(self, sample: Sample) -> Unfinished:
         return Unfinished(self.path(sample), made_of(self.config, sample, self.weights()))

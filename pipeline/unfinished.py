@@ -6,7 +6,7 @@ segments of it that are decoded and encoded. It is gone when the video is finish
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from pipeline.decode import State
 from pipeline.latents import LatentFile, open_latents
 from pipeline.state import STATE, GenerationState
+from utils.claim import Claim
 from utils.errors import UserError
 from utils.files import atomic, require_writable, write_json
 from utils.provenance import require_same
@@ -38,6 +39,20 @@ def segment_ends(blocks: int, size: int, begun: Sequence[int] = ()) -> list[int]
     return ends
 
 
+def discard_left(videos: Iterable[Path], held: Claim) -> None:
+    """Take away the folders of finished videos, which a run left that was killed at its very end."""
+    for video in videos:
+        folder = folder_of(video)
+        if folder.exists() and held.take(video.name):  # or it is being made anew
+            shutil.rmtree(folder, ignore_errors=True)
+            held.give_back(video.name)
+
+
+def folder_of(video: Path) -> Path:
+    """Where a video is while it is made."""
+    return video.with_name(f".{video.name}")
+
+
 class Unfinished:
     """The folder of one video in the making.
 
@@ -47,7 +62,7 @@ class Unfinished:
     """
 
     def __init__(self, path: Path, made_of: Mapping[str, Any]) -> None:
-        self.folder = path.with_name(f".{path.name}")
+        self.folder = folder_of(path)
         self.made_of = json.loads(json.dumps(made_of))
         self.latents_path = self.folder / "latents.npy"
         self.latents: LatentFile | None = None

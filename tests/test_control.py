@@ -169,6 +169,21 @@ def test_a_run_that_died_goes_on_inside_the_video(config, whole, tmp_path, block
     assert (tmp_path / "00000-0.mp4").read_bytes() == (whole / "00000-0.mp4").read_bytes()
 
 
+@pytest.mark.parametrize("last", ["plot_memory", "write_json", "publish", "Unfinished.discard"])
+def test_a_run_killed_at_its_very_end_is_finished_by_the_next_one(config, whole, tmp_path, last, monkeypatch):
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"pipeline.sinks.{last}", die)
+        call(config, f"output_folder={tmp_path}")
+    assert (tmp_path / "00000-0.mp4").exists() == (last == "Unfinished.discard")
+    call(config, f"output_folder={tmp_path}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in whole.iterdir())
+    assert record_in(tmp_path)["blocks"] == record_in(whole)["blocks"]
+    assert (tmp_path / "00000-0.mp4").read_bytes() == (whole / "00000-0.mp4").read_bytes()
+
+
 def test_segments_are_joined_without_a_seam(whole, config, tmp_path):
     call(config, f"output_folder={tmp_path}", "segment_blocks=100")
     one, three = iio.imread(tmp_path / "00000-0.mp4"), iio.imread(whole / "00000-0.mp4")

@@ -18,6 +18,7 @@ from utils.errors import UserError
 ROOT = Path(__file__).parent.parent
 PAPERS = json.loads(FILE.read_text())["papers"]
 RANKS = PAPERS[0]["average_rank"]
+WROTE = json.loads((ROOT / "tests/goldens/vbench_long.json").read_text())["wrote"]  # method -> file's content
 
 
 def vbench(*arguments: object) -> subprocess.CompletedProcess:
@@ -117,16 +118,42 @@ def test_a_dimension_that_was_not_run_is_not_zero(tmp_path):
     assert lines[3].endswith("2.00 (of 1)")
 
 
-def test_results_that_mislead_are_named(tmp_path):
-    fused = {"inclip_score": 0.9, "clip2clip_score": 0.7, "video_results": 0.8}
-    write_result(tmp_path, "subject_consistency", 0.8, [fused], "good")
+def record(folder: Path, content: dict) -> Path:
+    """A result file as VBench-Long names it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results_2026-11-26-01:50:00_eval_results.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_what_the_program_writes_is_read(tmp_path):
+    for dimension, result in WROTE["native"].items():
+        record(tmp_path / dimension, {dimension: result})
+    scores = read_scores(tmp_path)
+    for dimension in DIMENSIONS:
+        assert scores[dimension] == pytest.approx(100 * WROTE["native"][dimension][0])  # one product in float64
     assert warnings(tmp_path) == []
-    write_result(tmp_path, "subject_consistency", 0.9, [fused | {"video_results": 0.9}], "a")
-    write_result(tmp_path, "background_consistency", 0.9, [fused, fused | {"clip2clip_score": 0}], "b")
-    assert sorted(warnings(tmp_path)) == [
-        "a_eval_results.json: subject_consistency was run without --dev_flag, its long-range half counts 0",
-        "b_eval_results.json: background_consistency found no long-range score of 1 of 2 videos",
-    ]
+
+
+def test_results_that_mislead_are_named(tmp_path):
+    """VBench lists a score for each clip; what is lost is counted in videos."""
+    score, clips = WROTE["native"]["subject_consistency"]
+    assert len(clips) == 4
+    lost = [clip | {"clip2clip_score": 0} if "00000-1.mp4" in clip["video_path"] else clip for clip in clips]
+    alone = [clip | {"video_results": clip["inclip_score"]} for clip in clips]
+    for found, words in (
+        ([score, lost], "found no long-range score of 1 of 2 videos"),
+        ([score, alone], "was run without --dev_flag, its long-range half counts 0"),
+        (WROTE["short"]["subject_consistency"], "has no long-range half: no video is longer than a clip of 2 s"),
+    ):
+        path = record(tmp_path, {"subject_consistency": found})
+        assert warnings(tmp_path) == [f"{path.name}: subject_consistency {words}"]
+
+
+def test_a_still_video_scores_100(tmp_path):
+    """Its frames' cosine is above 1 in float32."""
+    assert WROTE["still"]["background_consistency"][0] > 1
+    assert read_scores(record(tmp_path, WROTE["still"]))["background_consistency"] == 100
 
 
 @pytest.mark.parametrize(
@@ -139,6 +166,7 @@ def test_results_that_mislead_are_named(tmp_path):
         ('{"subject_consistency": []}', "is broken"),
         ('{"subject_consistency": ["much"]}', "is broken"),
         ('{"subject_consistency": [0.9, [{"clip2clip_score": null}]]}', "is broken"),
+        ('{"subject_consistency": [0.9, [0.9]]}', "is broken"),
         ('{"imaging_quality": [68.1]}', "68.1"),
         ('{"imaging_quality": [NaN]}', "nan"),
     ],

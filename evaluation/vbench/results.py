@@ -11,24 +11,33 @@ from utils.errors import UserError
 from utils.table import align
 
 LONG_RANGE = DIMENSIONS[:2]  # fused from a score within clips and one between clips
+ROUNDING = 1e-5  # VBench's cosine of a frame with an equal one, in float32, can be above 1
 Scores = dict[str, float | None]  # dimension -> percent, None where it was not run
 
 
 @dataclass(frozen=True)
-class VideoScore:
-    """A video's score in one of the long-range dimensions, and the two it is fused from."""
+class ClipScore:
+    """A clip's score in one of the long-range dimensions, and the two it is fused from."""
 
-    within_clips: float
-    between_clips: float
+    video: str  # the file that the clip was cut from
+    within: float
+    between: float  # among the first frames of the video's clips: the same for all of them
     fused: float
 
 
 @dataclass(frozen=True)
 class Result:
-    """What VBench-Long found in one dimension; `videos` is empty where it has no long range."""
+    """What VBench-Long found in one dimension.
+
+    Attributes:
+        score: of all videos, 0 to 1.
+        listed: how many clips it lists.
+        clips: those of them that have a long-range half.
+    """
 
     score: float
-    videos: list[VideoScore]
+    listed: int
+    clips: list[ClipScore]
 
 
 def read_scores(folder: Path) -> Scores:
@@ -43,9 +52,9 @@ def read_scores(folder: Path) -> Scores:
                 continue  # the paper has no such dimension
             if scores[dimension] is not None:
                 continue  # from a newer file
-            if not 0 <= result.score <= 1:
+            if not 0 <= result.score <= 1 + ROUNDING:
                 raise UserError(f"{path}: {dimension} is {result.score}, not between 0 and 1; is it of another VBench?")
-            scores[dimension] = 100.0 * result.score
+            scores[dimension] = min(100.0 * result.score, 100.0)
     return scores
 
 
@@ -54,18 +63,24 @@ def warnings(folder: Path) -> list[str]:
     found = []
     for path, results in read_results(folder):
         for dimension in LONG_RANGE:
-            if dimension not in results or not results[dimension].videos:
-                continue
-            videos = results[dimension].videos
-            lost = [video for video in videos if video.between_clips == 0]
-            unfused = [video for video in videos if video.fused == video.within_clips]
-            if lost:
-                found.append(
-                    f"{path.name}: {dimension} found no long-range score of {len(lost)} of {len(videos)} videos"
-                )
-            elif len(unfused) == len(videos):
-                found.append(f"{path.name}: {dimension} was run without --dev_flag, its long-range half counts 0")
+            if dimension in results and results[dimension].listed:
+                fault = _fault(results[dimension])
+                if fault:
+                    found.append(f"{path.name}: {dimension} {fault}")
     return found
+
+
+def _fault(result: Result) -> str:
+    """What is wrong with a result of a long-range dimension; empty where nothing is."""
+    if not result.clips:
+        return "has no long-range half: no video is longer than a clip of 2 s"
+    videos = {clip.video for clip in result.clips}
+    lost = {clip.video for clip in result.clips if clip.between == 0}
+    if lost:
+        return f"found no long-range score of {len(lost)} of {len(videos)} videos"
+    if all(clip.fused == clip.within for clip in result.clips):
+        return "was run without --dev_flag, its long-range half counts 0"
+    return ""
 
 
 def table(scores: Mapping[str, Scores]) -> str:
@@ -107,11 +122,12 @@ def read_results(folder: Path) -> list[tuple[Path, dict[str, Result]]]:
 
 
 def parse_result(content: Any) -> Result:
-    """What VBench-Long writes of one dimension: `[score, [{...} of each video]]`."""
-    videos = []
+    """What VBench-Long writes of one dimension: `[score, [{...} of each clip]]`, and of some a third part."""
     details = content[1] if len(content) > 1 else []
-    for video in details:
-        if isinstance(video, dict) and "clip2clip_score" in video:
-            fields = (video["inclip_score"], video["clip2clip_score"], video["video_results"])
-            videos.append(VideoScore(*map(float, fields)))
-    return Result(float(content[0]), videos)
+    clips = []
+    for clip in details:
+        if "clip2clip_score" in clip:
+            video = Path(clip["video_path"]).name  # SPLIT/VIDEO_000.mp4/VIDEO.mp4
+            scores = (clip["inclip_score"], clip["clip2clip_score"], clip["video_results"])
+            clips.append(ClipScore(video, *map(float, scores)))
+    return Result(float(content[0]), len(details), clips)
