@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from tinyworld.training.settings import (
 )
 from tinyworld.training.state import Checkpoint
 from tinyworld.training.teacher_forcing import BlockPlan, TeacherForcing
+from tinyworld.training.vae import encode
 from tinyworld.world.scene import TRAVEL
 from utils.errors import UserError
 from utils.settings import load_settings
@@ -308,6 +310,14 @@ def test_a_wrong_setting_is_refused_in_one_line_before_anything_is_written(wrong
         tinyworld_train.main()
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("capability, fast", [("AVX2", False), ("AVX512", True)])
+def test_bfloat16_is_used_where_it_is_fast(capability, fast, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("tinyworld.training.vae.encode_exactly", lambda *_: torch.is_autocast_enabled("cpu"))
+    codec = SimpleNamespace(device=torch.device("cpu"))
+    assert encode(codec, np.zeros((1, 1, 2, 2, 3), np.uint8)) is fast
 
 
 def test_a_bfloat16_layer_has_the_weights_of_the_layer_that_it_replaces():

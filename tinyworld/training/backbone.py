@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pipeline.context import ContextPolicy
-from tinyworld.training.bf16_linear import use_bf16_matmul
+from tinyworld.training.bf16_linear import bf16_is_fast, use_bf16_matmul
 from tinyworld.training.contexts import draw_sequence, latentmem, native, recallable
 from tinyworld.training.corpus import Corpus
 from tinyworld.training.lookup import Lookup
@@ -86,7 +86,7 @@ def train(
     """Train on [long clips, starts], from new weights or from `start`; resumes from `folder`. The averaged weights."""
     torch.manual_seed(seed)
     backbone = start or Backbone(settings, corpora[0].latents.shape[2]).to(corpora[0].latents.device)
-    if settings.bf16_matmul:
+    if settings.bf16_matmul and bf16_is_fast(corpora[0].latents.device):
         use_bf16_matmul(backbone.model.blocks)
 
     def loss(step: int) -> tuple[str, torch.Tensor]:

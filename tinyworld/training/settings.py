@@ -140,7 +140,7 @@ class BackboneSettings(Settings):
     decay: float = setting(0.3, "share of the steps, the last ones, in which they fall", at_least=0, at_most=1)
     rate_end: float = setting(0.3, "part of the peak to which they fall", at_least=0, at_most=1)
     ema: float = setting(0.998, "how much of the averaged weights a step keeps", at_least=0, below=1)
-    bf16_matmul: bool = setting(True, "compute the matrix products of the blocks in bfloat16")
+    bf16_matmul: bool = setting(True, "compute the blocks' matrix products in bfloat16, where that is fast")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from einops import rearrange
 from torch.nn.functional import l1_loss, mse_loss
 
+from tinyworld.training.bf16_linear import bf16_is_fast
 from tinyworld.training.gallery import Gallery
 from tinyworld.training.muon import MuonAdamW
 from tinyworld.training.settings import VaeSettings, VaeStage
@@ -80,19 +81,20 @@ def train(
 
 
 def encode(vae: AutoencoderKLWan, clips: np.ndarray) -> torch.Tensor:
-    """Clips [B, frames, H, W, 3] uint8 to latents [B, F, C, H / 8, W / 8], computed in bfloat16.
+    """Clips [B, frames, H, W, 3] uint8 to latents [B, F, C, H / 8, W / 8], computed in bfloat16
+    where that is fast.
 
     The latents are normalised by the mean and the deviation in the codec's config, which are 0 and 1 until
     `corpus.encode_corpus` has measured them.
     """
-    with torch.autocast(vae.device.type, torch.bfloat16):
+    with torch.autocast(vae.device.type, torch.bfloat16, bf16_is_fast(vae.device)):
         return encode_exactly(vae, to_video(clips))
 
 
 def reconstruct(vae: AutoencoderKLWan, clips: np.ndarray) -> torch.Tensor:
     """Clips [B, frames, H, W, 3] uint8 through encoder and decoder, to video [B, frames, 3, H, W] in [-1, 1]."""
     latents = encode(vae, clips)
-    with torch.autocast(vae.device.type, torch.bfloat16):
+    with torch.autocast(vae.device.type, torch.bfloat16, bf16_is_fast(vae.device)):
         return StreamingDecoder(vae)(latents).float().cpu()
 
 
@@ -138,7 +140,7 @@ def _loss(
 ) -> tuple[torch.Tensor, float]:
     """L1 + MSE + L1 of the picture's gradients; the noise keeps neighbouring latents alike. And the MSE alone."""
     video = rearrange(video, "b t c h w -> b c t h w")
-    with torch.autocast(video.device.type, torch.bfloat16):
+    with torch.autocast(video.device.type, torch.bfloat16, bf16_is_fast(video.device)):
         z = vae.encode(video).latent_dist.mode()
         noisy = z + stage.noise * z.detach().float().std() * normal(rng, *z.shape).to(z.device)
         got = _decode(vae, noisy)
