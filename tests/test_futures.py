@@ -1,17 +1,23 @@
 """Futures of one past: committed once, each the fork that inference.py makes, compared in a report."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import evaluation.futures.__main__ as futures
 import inference
 from pipeline import film
+from pipeline.build import load
+from pipeline.config import load_config
 from pipeline.generation import Generation
 from pipeline.latents import open_latents
+from pipeline.samples import Sample
 from tests.miniature import make_family
+from tinyworld.futures import METHODS, latents_of, report
 from utils.errors import UserError
 
 AT = 4  # blocks of the past
@@ -145,3 +151,34 @@ def test_bad_futures_are_one_line_before_the_work(parent, weights, tmp_path, wor
         call(futures.main, filled[0], *weights, *filled[1:], f"folder={tmp_path / 'new'}")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_future_of_a_past_is_the_first_methods_and_then_the_seconds(weights):
+    pipelines = []
+    for method in METHODS:
+        typed = [*weights, *SIZES, "keep_latents=false"]
+        pipelines.append(load(load_config(f"configs/tinyworld_{method}.yaml", typed)))
+    first, second, future = (torch.cat(row, dim=1) for row in latents_of(pipelines, [Sample("a red house")], 12))
+    assert torch.equal(future[:, :12], first[:, :12])
+    generation = pipelines[1].start(Sample("a red house"))
+    for start in range(0, 12, 3):
+        generation.give(first[:, start : start + 3])
+    assert torch.equal(generation.step().latents, future[:, 12:15])
+    assert not torch.isclose(first, second).all() and not torch.isclose(first, future).all()
+
+
+def test_futures_that_scatter_half_as_much_need_a_quarter_of_the_videos(tmp_path):
+    rng = np.random.default_rng(0)
+    found = {}
+    for prompt in range(400):
+        native = rng.normal()
+        values = {"native": native, "latentmem": native + rng.normal(1, 2), "future": native + rng.normal(1, 1)}
+        found[prompt, 0] = {f"{row}/drift": value for row, value in values.items()}
+    found[400, 0] = {"native/drift": 0.0, "latentmem/drift": None, "future/drift": 1.0}
+    report(found, tmp_path)
+    row = next(line for line in (tmp_path / "futures.md").read_text().splitlines() if line.startswith("| drift"))
+    cells = [cell.strip() for cell in row.split("|")]
+    share, low, high = map(int, re.findall(r"\d+", cells[4]))
+    assert low < share < high and 20 < share < 31
+    whole, future = map(int, re.findall(r"\d+", cells[5]))
+    assert 25 < whole < 45 and 6 < future < 12
