@@ -160,15 +160,14 @@ class Generation:
 
     def give(self, latents: torch.Tensor) -> LatentBlock:
         """Take the next block as it is given, [B, F, C, H, W] on the generation's device."""
-        plan = self.begin()
-        if self.policy.looks_at_noise:
-            self._look(plan)
-        return self.commit(latents, plan)
+        return self.take(latents, self.begin())
 
     @torch.no_grad()
-    def _look(self, plan: ContextPlan) -> None:
-        """The first forward that the block would be sampled with, as what it sees depends on that."""
-        self._flow(self._noise(plan, 0), self.sampler.timesteps[0])
+    def take(self, latents: torch.Tensor, plan: ContextPlan) -> LatentBlock:
+        """Finish the planned block as it is given."""
+        if self.policy.looks_at_noise:  # what later blocks see depends on the forward that would have sampled it
+            self._flow(self._noise(plan, 0), self.sampler.timesteps[0])
+        return self.commit(latents, plan)
 
     @torch.no_grad()
     def switch(self, prompt: str | Sequence[str] | torch.Tensor, how: str = "text") -> None:

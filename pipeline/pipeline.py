@@ -75,7 +75,7 @@ class Pipeline:
         """
         samples = _listed(samples)
         embeds = self.prompt_embeds([sample.segments[0].prompt for sample in samples])
-        generation = self.start_from(embeds, noise or self._noise(samples, self.config.seed))
+        generation = self.start_from(embeds, noise or self.noise_of(samples, self.config.seed))
         generation.kept = Kept(prompts=[(0, embeds, "")])
         return generation
 
@@ -188,11 +188,11 @@ class Pipeline:
         """
         samples = _listed(samples)
         script = Script(samples, made, self.vae)
-        noise = noise or self._noise(samples, self.config.seed)
+        noise = noise or self.noise_of(samples, self.config.seed)
         past = samples[0].past
         first = noise
         if past is not None and past.seed is not None:
-            first = self._noise(samples, past.seed)
+            first = self.noise_of(samples, past.seed)
         generation = self.start(samples, first)
         generation.kept = None  # memory does not grow with the video's length
         grid = self.config.grid(self.format.temporal)
@@ -243,7 +243,8 @@ class Pipeline:
         """Generate one whole video [T, H, W, 3] in bytes."""
         return np.concatenate(list(self.frames(sample)), axis=1)[0]
 
-    def _noise(self, samples: Sequence[Sample], seed: int) -> SeededNoise:
+    def noise_of(self, samples: Sequence[Sample], seed: int) -> SeededNoise:
+        """The noise of some samples under a seed."""
         return SeededNoise(seed, [(sample.index, sample.number) for sample in samples])
 
     def prompt_embeds(self, prompts: Sequence[str]) -> torch.Tensor:

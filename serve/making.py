@@ -100,8 +100,12 @@ class Making:
         self, pipeline: Pipeline, batch: list[Sample], made: list[Given], weights: Digests
     ) -> Iterator[LatentBlock]:
         """As `Pipeline.blocks`, of one sample, between whose blocks wishes are heard."""
+        noise = pipeline.noise_of(batch, self.config.seed)
+        past, first = batch[0].past, noise
+        if past is not None and past.seed is not None:
+            first = pipeline.noise_of(batch, past.seed)
         with self.turns.turn(self.take):
-            generation = pipeline.start(batch[0])
+            generation = pipeline.start(batch[0], first)
         script = Script(batch, made, pipeline.vae)
         while generation.start < self.config.num_output_frames:
             self.steering.wait(self.turns, self.take)
@@ -114,6 +118,8 @@ class Making:
                 if switch := script.switch(generation.start):
                     prompts, how = switch
                     generation.switch(pipeline.prompt_embeds(prompts), how)
+                if past is not None and generation.start == past.frames.stop:
+                    generation.renoise(noise)
                 block = self._block(generation, latents)
             yield block
             if latents is None:
@@ -125,7 +131,7 @@ class Making:
         self.number, self.plan = plan.start // len(plan.own), describe_plan(plan)
         self.tell()
         if latents is not None:
-            return generation.commit(latents.to(generation.device), plan)
+            return generation.take(latents.to(generation.device), plan)
         return generation.commit(generation.denoise(plan), plan)
 
     def _switch(self, sample: Sample, segment: Any, weights: Digests) -> Sample:
