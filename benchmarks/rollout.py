@@ -90,4 +90,4 @@ class Rollout:
         if isinstance(self.cache, PlainCache):
             return 0
         bank = self.cache.bank
-        return 2 * (self.cache.placed_bytes + (bank.transfers.bytes if bank else 0))
+        return 2 * (self.cache.context.written + (bank.transfers.bytes if bank else 0))

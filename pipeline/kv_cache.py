@@ -1,27 +1,26 @@
 """The key/value cache: executes a `ContextPlan` for all layers, once a block.
 
-Keys are kept unrotated; `begin` rotates those a block attends to, at the plan's positions, into one
-preallocated buffer in which the plan's pieces lie one after another. The block's forwards then only
-write their own frames into it.
+Keys are kept unrotated; `begin` rotates those a block attends to, at the plan's positions, into the context's
+buffer. The block's forwards then only write their own frames into it.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
-from einops import rearrange
 
 from pipeline.bank.bank import Bank, TransferStats
 from pipeline.bias import find_bias
 from pipeline.context import ENCODED, MERGED, OWN_INDEX, RETRIEVED, ContextPlan, ContextPolicy, Piece
+from pipeline.context_buffer import ContextBuffer, Placed
 from pipeline.frames import FrameShape, Staged, pooled
 from pipeline.merged import MergedMemory, Tokens
 from pipeline.merges import find_rule, merged_bytes
 from utils.streams import Mark, SideStream
 from wan.kernels import take_own
 from wan.model import Attended
-from wan.rope import Table, rope_table, rotate, rotate_into
+from wan.rope import Table, rotate
 
 
 class Cache(Protocol):
@@ -48,16 +47,6 @@ class Cache(Protocol):
 
     def pop_transfers(self) -> TransferStats:
         """What moved into and out of the bank since this was last asked."""
-
-
-class Placed(NamedTuple):
-    """What lies at an offset of the context; a frame that is committed again has another version."""
-
-    frame: int
-    position: int
-    pool: int
-    version: int
-    is_encoded: bool
 
 
 class KVCache:
@@ -93,12 +82,7 @@ class KVCache:
         self.step = -1  # of denoising, in the present block
         self.merged_at: dict[int, Piece] = {}  # offset in tokens -> the merged piece there
         self.unwritten: set[int] = set()  # layers whose merged pieces are not in the context yet
-        room = sum(shape.tokens(pool) for pool in policy.largest)
-        # Each head's keys lie side by side, as attention reads them.
-        dims = (2, shape.layers, shape.batch, shape.heads, room, shape.head_dim)
-        self.context = torch.empty(dims, device=device, dtype=dtype)
-        self.placed: list[dict[int, Placed]] = [{} for _ in range(shape.batch)]  # offset in tokens -> what lies there
-        self.placed_bytes = 0  # written into the context so far
+        self.context = ContextBuffer(shape, policy.largest, device, dtype)
         self.versions: dict[int, int] = {}  # frame -> how often it was committed
         self.end = 0  # first frame after the current block
         self.start = self.stop = 0  # the block's own tokens in the context
@@ -109,8 +93,6 @@ class KVCache:
         self.side = SideStream(device, "fetch")
         self.store = SideStream(device, "store")
         self.before_commit: Mark | None = None  # the moment before the last commit's forward
-        self.tables: dict[tuple[int, int], Table] = {}  # (position, pool) -> rotation of a piece
-        self.most_tables = 2 * len(policy.largest)
 
     @staticmethod
     def nbytes_of(shape: FrameShape, policy: ContextPolicy, dtype: torch.dtype) -> int:
@@ -182,17 +164,18 @@ class KVCache:
 
     def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
         """Write this forward's own keys and values; see `wan.model.Context`."""
-        rotated_q = take_own(q, k, v, self.own_table, self.context, self.kept, layer, self.start)
+        rotated_q = take_own(q, k, v, self.own_table, self.context.kv, self.kept, layer, self.start)
         if self.merged is not None:
             self._update_merged(layer, q, rotated_q)
-        keys, values = self.context[:, layer, :, :, : self.stop].transpose(2, 3)  # [B, tokens, heads, head_dim] each
-        return Attended(rotated_q, keys, values, self._bias(layer) if self.bias is not None else None)
+        keys, values = self.context.layer(layer)
+        bias = self._bias(layer) if self.bias is not None else None
+        return Attended(rotated_q, keys[:, : self.stop], values[:, : self.stop], bias)
 
     def _bias(self, layer: int) -> torch.Tensor | None:
         """What is added to the logits of this forward."""
         if layer == 0 and not self.committing:
             self.step += 1
-        return self.bias.at(layer, None if self.committing else self.step, self.context.device)
+        return self.bias.at(layer, None if self.committing else self.step, self.ring.device)
 
     def _update_merged(self, layer: int, q: torch.Tensor, rotated_q: torch.Tensor) -> None:
         """Make a layer's merged pieces where that is due, and write them into the context where they are others."""
@@ -201,16 +184,13 @@ class KVCache:
             return
         self.unwritten.discard(layer)
         tokens, size = self.merged.current[layer], self.shape.tokens()
-        context_keys, context_values = self.context[:, layer].transpose(2, 3)  # [B, tokens, heads, head_dim] each
         for offset, piece in self.merged_at.items():
             first = size * (-1 - piece.frame)
             part = tokens.part(first, first + size)
             keys = part.keys
             if piece.position != OWN_INDEX:
-                keys = rotate(keys, self._table(piece.position, 1))
-            context_keys[:, offset : offset + size] = keys
-            context_values[:, offset : offset + size] = part.values
-            self.placed_bytes += 2 * context_keys[:, offset : offset + size].nbytes
+                keys = rotate(keys, self.context.table(piece.position, 1))
+            self.context.write(layer, offset, keys, part.values)
 
     def _tokens(self, layer: int, frames: Sequence[int]) -> Tokens:
         """A layer's tokens of frames at hand; those of the pinned frames where none are named."""
@@ -222,7 +202,7 @@ class KVCache:
             kv = self._whole(frame, slice(None))[:, :, layer]  # [B, 2, tokens, heads, head_dim]
             key = kv[:, 0]
             if self.merged.rule.at_own_index:
-                key = rotate(key, self._table(frame, 1))
+                key = rotate(key, self.context.table(frame, 1))
             keys.append(key)
             values.append(kv[:, 1])
         return Tokens.of(frames, torch.cat(keys, dim=1), torch.cat(values, dim=1))
@@ -268,7 +248,7 @@ class KVCache:
         self.merged_at[offset] = piece
         self.unwritten = set(range(self.shape.layers))
         for sample in range(self.shape.batch):
-            self._displace(sample, offset, offset + self.shape.tokens())
+            self.context.displace(sample, offset, offset + self.shape.tokens())
 
     def _open_own(self, own: tuple[Piece, ...]) -> None:
         """Give the block's own pieces the rest of the context; the forwards write there."""
@@ -276,17 +256,10 @@ class KVCache:
         tables = []
         for piece in own:
             self.stop += self.shape.tokens(piece.pool)
-            tables.append(self._table(piece.position, piece.pool))
+            tables.append(self.context.table(piece.position, piece.pool))
         self.own_table = torch.cat(tables)
         for sample in range(self.shape.batch):
-            self._displace(sample, self.start, self.stop)
-
-    def _displace(self, sample: int, start: int, stop: int) -> None:
-        """Forget what lay between two offsets of the context, as it is written over."""
-        placed = self.placed[sample]
-        for offset, what in list(placed.items()):
-            if offset < stop and offset + self.shape.tokens(what.pool) > start:
-                del placed[offset]
+            self.context.displace(sample, self.start, self.stop)
 
     def _rows(self, plan: ContextPlan) -> tuple[tuple[Piece, ...], ...]:
         """The plan's past, a row for each sample."""
@@ -302,21 +275,10 @@ class KVCache:
         return [next(in_order) if self._is_staged(piece) else piece for piece in row]
 
     def _place(self, offset: int, piece: Piece, samples: range) -> None:
-        """Write a piece's keys, rotated, and values to an offset of the context, unless they are there already."""
+        """Let a piece lie at an offset of the context."""
         version = self.versions.get(piece.frame, 0)
-        wanted = Placed(piece.frame, piece.position, piece.pool, version, piece.role == ENCODED)
-        if all(self.placed[sample].get(offset) == wanted for sample in samples):
-            return
-        batch = slice(samples.start, samples.stop)
-        span = slice(offset, offset + self.shape.tokens(piece.pool))
-        for sample in samples:
-            self._displace(sample, span.start, span.stop)
-            self.placed[sample][offset] = wanted
-        keys, values = rearrange(self._source(piece, batch), "b two l n h d -> two l b n h d")
-        context = self.context[:, :, batch, :, span].transpose(3, 4)  # [2, layers, samples, tokens, heads, head_dim]
-        rotate_into(context[0], keys, self._table(piece.position, piece.pool))
-        context[1] = values
-        self.placed_bytes += 2 * keys.nbytes
+        what = Placed(piece.frame, piece.position, piece.pool, version, piece.role == ENCODED)
+        self.context.place(offset, what, samples, partial(self._source, piece, slice(samples.start, samples.stop)))
 
     def _source(self, piece: Piece, samples: slice) -> torch.Tensor:
         """A piece's unrotated keys and values [B, 2, layers, tokens, heads, head_dim]."""
@@ -379,16 +341,6 @@ class KVCache:
                 if frame not in self.pins:
                     place = frame % len(self.ring)
                     self.bank.put([frame], self.ring[place : place + 1])
-
-    def _table(self, position: int, pool: int) -> Table:
-        """Rotation of a piece; the latest ones are kept, as most positions come again in the next block."""
-        key = (position, pool)
-        if key not in self.tables:
-            if len(self.tables) == self.most_tables:
-                del self.tables[next(iter(self.tables))]
-            shape, device = self.shape, self.context.device
-            self.tables[key] = rope_table([position], shape.rows, shape.columns, shape.head_dim, device, pool)
-        return self.tables[key]
 
 
 def ring_frames(policy: ContextPolicy) -> int:

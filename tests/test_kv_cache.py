@@ -205,5 +205,5 @@ def test_a_run_with_bounded_tiers_keeps_its_memory_flat():
 def test_the_bytes_that_are_planned_are_the_bytes_that_are_made():
     for policy in (PooledPast(), RetrievedMemory()):
         cache = KVCache(SHAPE, policy, banked(1))
-        made = [cache.ring, cache.pinned, cache.context, *cache.staged.buffers]
+        made = [cache.ring, cache.pinned, cache.context.kv, *cache.staged.buffers]
         assert KVCache.nbytes_of(SHAPE, policy, torch.float32) == sum(buffer.nbytes for buffer in made)
