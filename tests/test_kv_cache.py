@@ -78,7 +78,7 @@ def projections(block: int, generator: torch.Generator, dtype: torch.dtype = tor
 # Attention over keys in another order: products of 12 numbers (2), a softmax and weighted sum over up to some 100
 # keys (12 each). Sums of bfloat16 numbers are taken in float32: only weights and results are rounded.
 @pytest.mark.parametrize("dtype, roundings", [(torch.float32, 30), (torch.bfloat16, 2)])
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     st.one_of(windows, memories, pooling, rollings, compressed, reencoded),
     st.sampled_from(sorted(COMMIT_RULES)),
