@@ -103,9 +103,17 @@ def causal(conv: nn.Conv3d, x: torch.Tensor, past: Past, norm: WanRMS_norm | Non
     else:
         rms_norm_silu_into(room[:, BACK:], x, *weight_of(norm))
     past.swap(room)
+    return convolved(conv, room.movedim(-1, 1)).movedim(1, -1).contiguous()  # as it is, unless by another algorithm
+
+
+def convolved(conv: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+    """A convolution over frames [B, C, T, H, W] that keeps their height and width, and loses `BACK` of their number."""
     _, rows, columns = conv.kernel_size
-    y = F.conv3d(room.movedim(-1, 1), conv.weight, conv.bias, padding=(0, rows // 2, columns // 2))
-    return y.movedim(1, -1).contiguous()  # as it is, unless the sizes led to another algorithm
+    padding = (0, rows // 2, columns // 2)
+    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        # for small frames PyTorch would choose a convolution of its own that takes several times as long
+        return torch.ops.aten.mkldnn_convolution(x, conv.weight, conv.bias, padding, (1, 1, 1), (1, 1, 1), 1)
+    return F.conv3d(x, conv.weight, conv.bias, padding=padding)
 
 
 def weight_of(norm: WanRMS_norm) -> tuple[torch.Tensor, float]:
