@@ -43,7 +43,15 @@ def read_parent(path: str | Path) -> Parent:
     try:
         record = json.loads(record_path.read_text(encoding="utf-8"))
         scenes = [Segment(**segment) for segment in record.get("scenes", [])]
-        known = {"config": dict, "weights": dict, "prompt": str, "prompt_index": int, "sample": int, "seed": int}
+        known = {
+            "config": dict,
+            "weights": dict,
+            "prompt": str,
+            "prompt_index": int,
+            "sample": int,
+            "seed": int,
+            "blocks": list,
+        }
         if any(not isinstance(record[key], kind) for key, kind in known.items()):
             raise ValueError
     except FileNotFoundError as error:

@@ -17,7 +17,8 @@ from pipeline.record import identity
 from pipeline.run import make
 from pipeline.samples import Sample
 from utils.claim import claim
-from utils.processes import rank
+from utils.errors import UserError
+from utils.processes import leads, rank
 from utils.tensors import digest
 
 
@@ -46,6 +47,8 @@ def remake_latents(parent: Parent, config: RunConfig) -> None:
     found = preflight(own)
     with claim(parent.folder, identity(own, [sample])) as held:
         make(found, [sample], RemadeSink(parent), held)
+    if leads() and not parent.latents.is_file():
+        raise UserError(f"another run is making {parent.latents}; start this one again when it has ended")
     while not parent.latents.is_file():  # the first process of the group gives them their name
         time.sleep(0.1)
 
@@ -95,7 +98,7 @@ class RemadeSink:
         differs = None
         for block, record in zip(blocks, self.parent.record["blocks"], strict=True):
             latents = block.latents[0].float().cpu()
-            if differs is None and digest(latents) != record["digests"]["latents"]:
+            if differs is None and digest(latents) != record.get("digests", {}).get("latents"):
                 differs = block.plan.start
             if block.plan.start >= known:
                 file.write(block.plan.start, latents)

@@ -305,6 +305,13 @@ def test_a_fork_makes_its_parents_latents_again_where_they_were_not_kept(config,
     assert "made again" in (said := capsys.readouterr().out) and "last bit" not in said
 
 
+def test_a_fork_does_not_wait_for_another_run_that_remakes_its_parent(config, whole, tmp_path, monkeypatch):
+    parent = without_latents(whole, tmp_path / "parent")
+    monkeypatch.setattr("utils.claim.Claim.take", lambda claim, name: False)
+    with pytest.raises(UserError, match="another run is making"):
+        call(config, f"from={parent}", "at=9f", f"output_folder={tmp_path / 'fork'}")
+
+
 def test_a_killed_remaking_goes_on_and_says_what_differs(config, whole, tmp_path, capsys):
     parent = without_latents(whole, tmp_path / "parent")
     shape = (FRAMES, *latents_in(whole).shape[1:])
