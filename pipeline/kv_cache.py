@@ -149,6 +149,7 @@ class KVCache:
 
     def commit(self, plan: ContextPlan) -> None:
         self.store.join()  # the frames that left are still read where the new ones will be written
+        self.side.join()  # and so may frames be that are made again
         if plan != self.assembled:
             self._assemble(plan)
         self.committing = True

@@ -45,7 +45,6 @@ class WeightStream:
         """A hook that brings a block's weights before a module is called."""
         return partial(self.enter, number)
 
-    @torch.compiler.disable
     def enter(self, number: int, *_: object) -> None:
         """Let what the current stream is told next have a block's weights; the next block's come meanwhile."""
         self._fetch(number)

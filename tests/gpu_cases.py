@@ -11,6 +11,7 @@ LATENTMEM = {
     | {"use_latentmem": True, "compression_method": "avg_pool", "memory_size": 2, "recent_exclude": 0}
     | {"selection": "random"}
 }
+NO_GAP = {"model_kwargs": LATENTMEM["model_kwargs"] | {"retrieve_after": "local", "memory_across_scenes": True}}
 POOLED = {"model_kwargs": WINDOW | {"policy": "compressed_past", "past_size": 2}}
 SINK = {"model_kwargs": WINDOW | {"policy": "rolling_sink"}}
 TIERS = {"device_gb": 2.5 * GB, "host_gb": 3.5 * GB, "disk_gb": 100 * GB}
@@ -31,8 +32,10 @@ CASES: dict[str, tuple[dict, dict]] = {
     "cast, low": (NATIVE | {"weights": "cast_fp8"} | LOW, {"layers": 5, "blocks": 1, "counted": 1}),
     "decoding": (NATIVE, {"vae": "tiny", "blocks": 2}),
     "decoding, low": (NATIVE | LOW, {"vae": "tiny", "blocks": 2}),
-    "told": ({"model_kwargs": LATENTMEM["model_kwargs"] | {"retrieve_after": "local"}}, {"told": True}),
+    "told": (NO_GAP, {"told": True}),
     "fork": (LATENTMEM, {"fork": 5}),
+    "state": (LATENTMEM, {"kept": 5}),
+    "switch": (NO_GAP, {"told": True, "switched": 5}),
 }
 
 

@@ -42,15 +42,16 @@ FOUND_BY: dict[str, str] = {
     "pipeline/generation.py: Generation.fork: torch.cuda.synchronize(self.device)": "fork",
     "pipeline/kv_cache.py: KVCache.prefetch: self.side.after(self.before_commit)": "told",
     "pipeline/kv_cache.py: KVCache.prefetch: self.side.after_now()": "told",
-    "pipeline/kv_cache.py: KVCache._prefetch_of: self.side.after_now()": "fork",
+    "pipeline/kv_cache.py: KVCache._prefetch_of: self.side.after_now()": "switch",
     "pipeline/kv_cache.py: KVCache.begin: self.side.join()": "host",
     "pipeline/kv_cache.py: KVCache.commit: self.store.join()": "host",
-    "pipeline/kv_cache.py: KVCache.commit: self.side.mark()": "told",
+    "pipeline/kv_cache.py: KVCache.commit: self.side.join()": "switch",
+    "pipeline/kv_cache.py: KVCache.commit: self.side.mark()": (
+        "without this moment a fetch waits for all that was queued before it, which is later and as right"
+    ),
     "pipeline/kv_cache.py: KVCache._fetch: self.store.join()": "pooled, cast",
     "pipeline/kv_cache.py: KVCache._retire: self.store.after_now()": "host",
-    "pipeline/state.py: take_state: torch.cuda.synchronize(generation.device)": (
-        "no case keeps a state; it reads what a fork copies, of which the loss of the same wait is found"
-    ),
+    "pipeline/state.py: take_state: torch.cuda.synchronize(generation.device)": "state",
     "pipeline/weight_stream.py: WeightStream.enter: self.side.join()": "sink, low",
     "pipeline/weight_stream.py: WeightStream._fetch: self.side.after_now()": "sink, low",
     "utils/streams.py: SideStream.after: self.stream.wait_event(mark.event)": "host",

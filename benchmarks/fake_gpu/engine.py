@@ -36,6 +36,8 @@ class Case:
         blocks: generated; the last `counted` of them are counted.
         vae: decodes beside the generation, `full` or `tiny`; None: nothing is decoded.
         fork: after so many blocks a copy goes on in place of the generation, under other noise; None: it goes on.
+        kept: before this block the state is taken, to be kept; None: never.
+        switched: before this block the prompt changes and the window's frames are made again; None: never.
         told: what is retrieved is chosen elsewhere, see `Told`.
     """
 
@@ -45,6 +47,8 @@ class Case:
     counted: int = 3
     vae: str | None = None
     fork: int | None = None
+    kept: int | None = None
+    switched: int | None = None
     told: bool = False
 
 
@@ -65,12 +69,16 @@ def watch(case: Case, gpu: FakeGPU | None = None) -> Seen:
         pipeline = make_pipeline(case, gpu)
         generation = start(pipeline, Told() if case.told else None)
         decoding = Decoding(case.vae, gpu, pipeline.config.preset.in_turn) if case.vae else None
+        if case.kept is not None:
+            generation.keep_at = frozenset({generation.policy.block * case.kept})
         gpu.memory.peak = gpu.memory.live
         for block in range(case.blocks):
             if block == case.blocks - case.counted:
                 gpu.take()
             if block == case.fork:
                 generation = generation.fork(noise_of(pipeline.config.batch_size, seed=1))
+            if block == case.switched:
+                generation.switch(empty_text(pipeline), "recache_sink")
             made = generation.step()
             assert (made.latents.device, made.latents.dtype) == (gpu.device, torch.float32)
             if decoding is not None:
@@ -108,9 +116,13 @@ def _emptied(model: torch.nn.Module, device: torch.device | str, dtype: torch.dt
 
 def start(pipeline: Pipeline, index: Index | None = None):
     """A generation of `batch_size` samples."""
-    config, params = pipeline.config, pipeline.model.params
-    embeds = torch.empty(config.batch_size, params.text_len, params.text_dim, dtype=torch.bfloat16)
-    return pipeline.start_from(embeds, noise_of(config.batch_size), index)
+    return pipeline.start_from(empty_text(pipeline), noise_of(pipeline.config.batch_size), index)
+
+
+def empty_text(pipeline: Pipeline) -> torch.Tensor:
+    """Embeddings of a batch's prompts."""
+    params = pipeline.model.params
+    return torch.empty(pipeline.config.batch_size, params.text_len, params.text_dim, dtype=torch.bfloat16)
 
 
 def noise_of(batch: int, seed: int = 0) -> SeededNoise:

@@ -92,8 +92,9 @@ class FakeGPU(TorchDispatchMode):
         return f"stream {next(self.numbers)}"
 
     def host_waits(self, what: str, moment: Moment | None = None) -> None:
+        """The host waits for a moment; None: for the current stream, as it does for what a copy or a value needs."""
         self.tally.waits[what, self.site()] += 1
-        self.order.host_waits(moment if moment is not None else self.order.all_queued())
+        self.order.host_waits(moment if moment is not None else self.order.snapshot(self.stream().name))
 
     def site(self) -> str:
         """The project's line that is running, or a library's if none of the project called it."""

@@ -71,7 +71,7 @@ def _of_cuda(gpu) -> list[tuple]:
         "stream": lambda stream: current(gpu, stream),
         "current_stream": lambda device=None: gpu.stream(),
         "default_stream": lambda device=None: gpu.default,
-        "synchronize": lambda device=None: gpu.host_waits("torch.cuda.synchronize"),
+        "synchronize": lambda device=None: gpu.host_waits("torch.cuda.synchronize", gpu.order.all_queued()),
         "mem_get_info": lambda device=None: (gigabytes, gigabytes),
         "memory_reserved": lambda device=None: 0,
         "memory_allocated": lambda device=None: gpu.memory.live,
