@@ -1,5 +1,6 @@
 """Faster forms of a layer's parts give what the plain ones give."""
 
+import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
@@ -7,6 +8,7 @@ from torch.nn import functional as F
 from pipeline.build import assemble
 from pipeline.config import load_config
 from pipeline.noise import NoiseAhead, SeededNoise
+from pipeline.offload import offload_transformer
 from tests.miniature import PARAMS, randomised
 from wan.feed_forward import TanhGELU
 from wan.fp8 import Fp8Linear, multiply_in_fp8
@@ -98,13 +100,16 @@ def generated(model: CausalWanModel, blocks: int = 6) -> torch.Tensor:
     return torch.cat([generation.step().latents for _ in range(blocks)], dim=1)
 
 
-def test_one_graph_without_a_break_serves_all_layers_and_contexts():
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_one_graph_without_a_break_serves_all_layers_and_contexts(offloaded):
     torch._dynamo.reset()
     model = randomised(CausalWanModel(**PARAMS.to_dict())).eval().requires_grad_(False)
     model.fuse_projections()
     plain = generated(model)
     counters.clear()
     model.compile_blocks(backend="eager", fullgraph=True)
+    if offloaded:
+        offload_transformer(model, torch.device("cpu"))
     assert torch.equal(generated(model), plain)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]

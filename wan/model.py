@@ -52,7 +52,6 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts the flow of a block of latent frames; sizes as in `WanParams`."""
 
     _no_split_modules = ["Block"]  # noqa: RUF012 (diffusers' own convention)
-    _repeated_blocks = ["Block"]  # noqa: RUF012 (what `compile_repeated_blocks` compiles, once for all)
 
     @register_to_config
     def __init__(
@@ -105,10 +104,13 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def compile_blocks(self, **options: str | bool) -> None:
         """Compile the blocks: one graph serves all layers and all contexts, for each shape of x and of t.
 
+        What hooks do before a block, such as bringing its weights, is no part of the graph.
+
         Args:
             options: of `torch.compile`, such as `backend`.
         """
-        self.compile_repeated_blocks(dynamic=False, **options)
+        for block in self.blocks:
+            block.forward = torch.compile(block.forward, dynamic=False, **options)
 
     def share(self, exchange: Exchange) -> None:
         """Compute every forward together with other processes, which are given the same x, t and text."""
