@@ -30,6 +30,7 @@ from tinyworld.training.backbone import Backbone, forward
 from tinyworld.training.bf16_linear import use_bf16_matmul
 from tinyworld.training.corpus import Corpus
 from tinyworld.training.lookup import Lookup
+from tinyworld.training.muon import Muon, orthogonal
 from tinyworld.training.settings import (
     BackboneSettings,
     FewStepSettings,
@@ -161,7 +162,7 @@ def two_steps(invented: float = 0.0, **levers: float) -> list[float]:
 LEVERS = [
     {"covering_memory": 1.0}, {"wrong_memory": 1.0}, {"recall_weight": 8.0}, {"other_sink": 1.0},
     {"placed_memory": 1.0}, {"frames": 48}, {"invented": 1.0},
-    {"lookup": 1.0, "lookup_layers": [1]},
+    {"lookup": 1.0, "lookup_heads": ["1.0"]},
 ]  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def test_attention_is_taught_to_find_the_columns_of_the_memory_that_show_the_sam
     plan = BlockPlan(np.array([[0, 1, 5]]), (0, 0, 14, 15, 16, 17))  # sink and memory, one local frame, a block of 3
     context = TeacherForcing(2, 6, 6, torch.device("cpu"))
     context.begin([plan], copies=1)
-    lookup = Lookup([0], camera)
+    lookup = Lookup([(0, 0)], camera)
     lookup.begin(context, 2, [plan] * 3)
     right = lookup.right[0, 0].reshape(3, 2, 6, 6, 2, 6)  # own frame, row, column, frame attended to, row, column
     assert right[0, 1, 3].nonzero().tolist() == [
@@ -196,6 +197,70 @@ def test_two_steps_with_each_lever_differ_from_two_steps_without():
         losses.append(two_steps(**lever))
     assert np.isfinite(losses).all()
     assert len({tuple(pair) for pair in losses}) == 1 + len(LEVERS)
+
+
+def drawn_batch(**levers: float) -> tuple[BackboneSettings, backbone.Batch]:
+    """A batch of latentmem, whose camera comes back within it."""
+    plain = dataclasses.replace(TINY, kinds=[0.0, 0.0, 1.0], batch=1, copies=1, frames=48, max_start=24, ahead=0.0)
+    settings = dataclasses.replace(plain, **levers)
+    camera = np.abs((8 * np.arange(48) + 192) % 384 - 192)[None].astype(float)
+    corpus = Corpus(torch.randn(1, 48, 4, 8, 12), camera, np.zeros((1, 48, 3), np.float32), ["a red house"])
+    _, batch = backbone.draw_batch(settings, LATENTMEM, [corpus, corpus], np.random.default_rng(1))
+    return settings, batch
+
+
+def test_blocks_that_are_not_taught_run_their_clean_frames_alone():
+    torch.manual_seed(0)
+    settings, batch = drawn_batch(covering_memory=1.0)
+    model = Backbone(settings, 4)
+    torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
+    noisy, sigma, _ = backbone.draw_noisy(batch.clean, 3, 1, 0.0, np.random.default_rng(0))
+    taught = batch.recalls()
+    assert 0 < taught.sum() < len(taught)
+    with torch.inference_mode():
+        whole = forward(model, batch.captions, batch.clean, noisy, sigma, batch.plans).unflatten(2, (-1, 3))
+        part = forward(model, batch.captions, batch.clean, noisy, sigma, batch.plans, taught=taught).unflatten(
+            2, (-1, 3)
+        )
+    assert_close(part[:, :, taught], whole[:, :, taught], ROUNDINGS)
+    assert (part[:, :, ~taught] == 0).all()
+
+
+def test_anchored_it_learns_only_what_sink_and_memory_alone_show():
+    torch.manual_seed(0)
+    settings, batch = drawn_batch(covering_memory=1.0)
+    model = Backbone(settings, 4)
+    torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
+
+    def loss(batch: backbone.Batch, anchor: Backbone | None) -> float:
+        rng = np.random.default_rng(0)
+        return backbone.teacher_forcing_loss(model, settings, batch, batch.clean, rng, anchor=anchor).item()
+
+    nothing = dataclasses.replace(batch, recallable=torch.zeros_like(batch.recallable))
+    everything = dataclasses.replace(batch, recallable=torch.ones_like(batch.recallable))
+    assert loss(nothing, model) == pytest.approx(0, abs=1e-9)
+    assert 0 < loss(batch, model) < loss(batch, None)
+    assert loss(everything, model) == loss(everything, None)
+
+
+def test_muon_takes_the_steps_of_pytorchs_without_its_bfloat16():
+    torch.manual_seed(0)
+    start = [torch.randn(8, 24), torch.randn(8, 24), torch.randn(24, 8)]
+    gradients = [[torch.randn_like(x) for x in start] for _ in range(3)]
+    ends = []
+    for kind in (Muon, torch.optim.Muon):
+        weights = [torch.nn.Parameter(x.clone()) for x in start]
+        optimizer = kind(weights, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for step in gradients:
+            for weight, gradient in zip(weights, step, strict=True):
+                weight.grad = gradient.clone()
+            optimizer.step()
+        ends.append(torch.cat([weight.flatten() for weight in weights]).detach())
+    first = torch.cat([x.flatten() for x in start])
+    moved = (ends[1] - first).norm()
+    assert (ends[0] - ends[1]).norm() < 0.02 * moved  # of five steps of products in bfloat16, 2^-9 each
+    strength = torch.linalg.svdvals(orthogonal(torch.randn(3, 8, 24)))
+    assert strength.min() > 0.5 and strength.max() < 1.3
 
 
 def test_what_is_invented_comes_after_a_cut_and_what_was_before_stays_true():
@@ -299,7 +364,8 @@ def test_clips_shorter_than_a_training_sequence_are_refused(wrong):
         "backbone.max_start=18", "backbone.steps=0",
         "backbone.wrong_memory=1.5", "world.first=-1", "backbone.most_memory=7", "backbone.muon_lr=nan",
         "backbone.ema=1", "fewstep.own=2",
-        "fewstep.guidance=inf", "backbone.decay=1e9", "generates=configs/none.yaml", "seed=-1",
+        "fewstep.guidance=inf", "backbone.decay=1e9", "backbone.lookup=1", "fewstep.recall_only=1",
+        "fewstep.anchored=true", "generates=configs/none.yaml", "seed=-1",
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_refused_in_one_line_before_anything_is_written(wrong, tmp_path, monkeypatch):

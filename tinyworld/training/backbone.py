@@ -1,5 +1,6 @@
 """The miniature causal backbone: flow matching with block-causal teacher forcing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -73,6 +74,11 @@ class Batch:
     def block(self) -> int:
         """Latent frames of a block."""
         return self.plans[0].own_frames
+
+    def recalls(self) -> np.ndarray | None:
+        """[blocks] to which of them sink and memory alone show something; None where it is none of them."""
+        shown = self.recallable.any(2).any(0).reshape(-1, self.block).any(1).cpu().numpy()
+        return shown if shown.any() else None
 
 
 def train(
@@ -174,32 +180,45 @@ def teacher_forcing_loss(
     context: torch.Tensor,
     rng: np.random.Generator,
     guidance: float = 0.0,
+    anchor: Backbone | None = None,
+    taught: Sequence[bool] | None = None,
 ) -> torch.Tensor:
     """Mean error of the predicted flow over all noisy blocks, each after the `context` frames of its plan.
 
     The weight makes it the error of x0 weighted by min(1 / sigma^2, 4). With `guidance` g the target moves on
     by g times what the caption changed (arXiv 2502.12154): the flow that is learned is classifier-free
-    guidance of scale 1 / (1 - g), at the price of one forward a step.
+    guidance of scale 1 / (1 - g), at the price of one forward a step. With an `anchor` the target is its flow
+    but for the columns that only sink or memory show.
+
+    Args:
+        taught: which blocks count; None: all.
     """
     noisy, sigma, target = draw_noisy(batch.clean, batch.block, settings.copies, settings.full_noise, rng)
     hidden: list[torch.Tensor] = []  # of each run of blocks [B, 1 + copies, tokens of its frames, dim]
     middle = backbone.model.blocks[len(backbone.model.blocks) // 2]
-    tap = middle.register_forward_hook(lambda _, __, x: hidden.append(x.unflatten(1, (1 + settings.copies, -1))))
-    lookup = Lookup(settings.lookup_layers, batch.camera) if settings.lookup else None
-    flow = forward(backbone, batch.captions, context, noisy, sigma, batch.plans, lookup)
-    tap.remove()
+    if settings.ahead:
+        tap = middle.register_forward_hook(lambda _, __, x: hidden.append(x.unflatten(1, (1 + settings.copies, -1))))
+    lookup = Lookup(settings.taught_heads(), batch.camera) if settings.lookup else None
+    flow = forward(backbone, batch.captions, context, noisy, sigma, batch.plans, lookup, taught)
+    recallable = batch.recallable[:, None, :, None, None]  # [B, 1, F, 1, 1, w]
     if guidance:
         with torch.no_grad():
             without_caption = forward(backbone, [""] * len(context), context, noisy, sigma, batch.plans)
             target = target + guidance * (flow - without_caption)
+    if anchor:
+        with torch.no_grad():
+            as_before = forward(anchor, batch.captions, context, noisy, sigma, batch.plans, taught=taught)
+            target = torch.where(recallable, target, as_before)
     follows = np.diff(batch.frames, prepend=-1)[:: batch.block] == 1  # after a gap a block cannot know where it is
-    follows = torch.from_numpy(follows).to(flow.device)
-    weight = (4 * sigma.square()).clamp_max(1.0) * follows.repeat_interleave(batch.block)[:, None, None, None]
-    weight = weight * (1 + (settings.recall_weight - 1) * batch.recallable[:, None, :, None, None])
-    error = (weight * (flow - target).square()).mean()
-    has_caption = torch.tensor([[bool(caption)] for caption in batch.captions], device=flow.device)
-    ahead_loss = _ahead_loss(backbone, torch.cat(hidden, 2), batch.ahead, has_caption & follows)
-    error = error + settings.ahead * ahead_loss
+    counted = torch.from_numpy(follows if taught is None else follows & taught).to(flow.device)
+    weight = (4 * sigma.square()).clamp_max(1.0) * counted.repeat_interleave(batch.block)[:, None, None, None]
+    weight = weight * (1 + (settings.recall_weight - 1) * recallable)
+    error = (weight * (flow - target).square()).mean() * len(counted) / counted.sum().clamp_min(1)
+    if settings.ahead:
+        tap.remove()
+        has_caption = torch.tensor([[bool(caption)] for caption in batch.captions], device=flow.device)
+        ahead_loss = _ahead_loss(backbone, torch.cat(hidden, 2), batch.ahead, has_caption & counted)
+        error = error + settings.ahead * ahead_loss
     if lookup:
         error = error + settings.lookup * lookup.error()
     return error
@@ -230,10 +249,11 @@ def forward(
     sigma: torch.Tensor,
     plans: list[BlockPlan],
     lookup: Lookup | None = None,
+    taught: Sequence[bool] | None = None,
 ) -> torch.Tensor:
     """Flow of every noisy copy [B, copies, F, C, h, w], each block in the clean context [B, F, C, h, w] of its plan.
 
-    `lookup` judges where some layers look.
+    `lookup` judges where some heads look. Of blocks that are not `taught` only the clean frames run; their flow is 0.
     """
     model = backbone.model
     _, ph, pw = model.config.patch_size
@@ -245,15 +265,19 @@ def forward(
     x = torch.cat([clean.unsqueeze(1), noisy], 1)
     flows = []
     text = model.encode_text(backbone.text(captions))
-    for run in groups(plans):
+    for run in groups(plans, taught):
         span = slice(block * run[0], block * (run[-1] + 1))
-        context.begin([plans[number] for number in run], copies)
-        x_run = rearrange(x[:, :, span], "b c f ... -> b (c f) ...")
-        t_run = rearrange(t[:, :, span], "b c f -> b (c f)")
+        noised = copies if taught is None or taught[run[0]] else 0
+        context.begin([plans[number] for number in run], noised)
+        x_run = rearrange(x[:, : 1 + noised, span], "b c f ... -> b (c f) ...")
+        t_run = rearrange(t[:, : 1 + noised, span], "b c f -> b (c f)")
         if lookup:
             lookup.begin(context, run[0], plans)
         flow = model(x_run, t_run, text, lookup or context)
-        flows.append(rearrange(flow, "b (c f) ... -> b c f ...", c=1 + copies)[:, 1:])
+        if noised:
+            flows.append(rearrange(flow, "b (c f) ... -> b c f ...", c=1 + copies)[:, 1:])
+        else:
+            flows.append(torch.zeros_like(noisy[:, :, span]))
     return torch.cat(flows, 2)
 
 

@@ -9,6 +9,7 @@ In a rollout, too, what was seen last is an invented continuation where a place 
 holds the true one. So in a share of the sequences all that is late is invented, and all before it true.
 """
 
+from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def train(
         "latents": digest(corpus.latents for corpus in corpora),
         "backbone": digest(backbone.state_dict().values()),
     }
+    anchor = deepcopy(backbone).requires_grad_(False).eval() if few.anchored else None
     backbone.requires_grad_(True)
     settings = few_step_settings(few, settings)
 
@@ -65,7 +67,8 @@ def train(
             context = own_context(backbone, few, settings, batch, rng)
             if rng.random() < few.invented:
                 context = invented_context(backbone, settings, batch, context, rng)
-        return kind, teacher_forcing_loss(backbone, settings, batch, context, rng, few.guidance)
+        taught = batch.recalls() if rng.random() < few.recall_only else None
+        return kind, teacher_forcing_loss(backbone, settings, batch, context, rng, few.guidance, anchor, taught)
 
     def rate(step: int) -> float:
         return 1 - step / few.steps

@@ -12,7 +12,7 @@ from wan.model import Attended
 
 
 class Lookup:
-    """Teaches the first head of some layers to find in sink and memory the place that a token shows.
+    """Teaches some heads to find in sink and memory the place that a token shows.
 
     To recall a place takes three steps: to carry on what is in view to the place that comes into view, to find that
     place in the memory though nothing tells how far the camera has moved since, and to copy it. The error of the
@@ -26,12 +26,12 @@ class Lookup:
         tokens: how many there were of both.
 
     Args:
-        layers: numbers of the layers.
+        heads: (layer, head) of each.
         camera: [B, F] pixels.
     """
 
-    def __init__(self, layers: Sequence[int], camera: np.ndarray) -> None:
-        self.layers = tuple(layers)
+    def __init__(self, heads: Sequence[tuple[int, int]], camera: np.ndarray) -> None:
+        self.heads = tuple(heads)
         self.camera = camera
         self.surprise: tuple[list[torch.Tensor], ...] = ([], [])
         self.tokens = [0, 0]
@@ -58,8 +58,9 @@ class Lookup:
     def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
         """See `wan.model.Context`."""
         attended = self.context.update(layer, q, k, v)
-        if layer in self.layers:
-            self.judge(attended.q[..., 0, :], attended.keys[..., 0, :])
+        for of_layer, head in self.heads:
+            if of_layer == layer:
+                self.judge(attended.q[..., head, :], attended.keys[..., head, :])
         return attended
 
     def judge(self, q: torch.Tensor, k: torch.Tensor) -> None:

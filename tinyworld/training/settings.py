@@ -130,7 +130,7 @@ class BackboneSettings(Settings):
         0.0, "weight of the loss that teaches attention to find in sink and memory the place that a token shows",
         at_least=0,
     )  # fmt: skip
-    lookup_layers: list[int] = setting([3, 4], "layers whose first head is taught that, counted from 0", at_least=0)
+    lookup_heads: list[str] = setting(["3.0", "4.0"], "the heads that are taught that, LAYER.HEAD, both counted from 0")
     ahead: float = setting(
         0.1, "weight of the loss on what the transformer's middle tells of the object and the turn to come", at_least=0
     )
@@ -152,13 +152,24 @@ class BackboneSettings(Settings):
             )
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
             raise UserError(f"backbone.dim {self.dim} cannot be split over {self.num_heads} heads of an even size each")
-        if self.lookup and max(self.lookup_layers, default=self.num_layers) >= self.num_layers:
-            raise UserError(
-                f"backbone.lookup_layers is {self.lookup_layers}; with num_layers={self.num_layers} it must name one "
-                f"or more of 0 to {self.num_layers - 1}"
-            )
+        if self.lookup and not self.taught_heads():
+            raise UserError("backbone.lookup is on and backbone.lookup_heads names no head; name one or more")
         if self.text_dim % 16:
             raise UserError(f"backbone.text_dim is {self.text_dim}; it must be a multiple of 16")
+
+    def taught_heads(self) -> list[tuple[int, int]]:
+        """(layer, head) of the heads that `lookup` teaches."""
+        heads = []
+        for name in self.lookup_heads:
+            layer, _, head = name.partition(".")
+            known = layer.isdecimal() and head.isdecimal()
+            if not known or int(layer) >= self.num_layers or int(head) >= self.num_heads:
+                raise UserError(
+                    f"backbone.lookup_heads names '{name}'; it must be LAYER.HEAD, a layer of 0 to "
+                    f"{self.num_layers - 1} and a head of 0 to {self.num_heads - 1}"
+                )
+            heads.append((int(layer), int(head)))
+        return heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +184,14 @@ class FewStepSettings(Settings):
         "while the frames before them stay true", at_least=0, at_most=1,
     )  # fmt: skip
     guidance: float = setting(0.0, "how far the target is moved towards what the caption changes", at_least=0, below=1)
+    anchored: bool = setting(
+        False, "the target is the truth only in what sink and memory alone show; elsewhere it is what the weights "
+        "predict that the training started from",
+    )  # fmt: skip
+    recall_only: float = setting(
+        0.0, "share of the steps that train only the blocks to which sink and memory alone show something",
+        at_least=0, at_most=1,
+    )  # fmt: skip
     muon_lr: float = setting(4e-3, "first learning rate of the blocks' matrices; it falls to zero", above=0)
     adam_lr: float = setting(2e-3, "first learning rate of all else; it falls to zero", above=0)
     kinds: list[float] = setting([0.6, 0.2, 0.2], "as in backbone", at_least=0)
@@ -184,6 +203,11 @@ class FewStepSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_shares("fewstep.kinds", self.kinds)
+        if self.anchored and self.guidance:
+            raise UserError(
+                f"fewstep.anchored takes its targets from weights that have learned guidance; fewstep.guidance is "
+                f"{self.guidance} and must be 0 with it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +256,11 @@ class TrainSettings(Settings):
         if self.backbone.most_memory > policy.memory_size:
             raise UserError(
                 f"backbone.most_memory is {self.backbone.most_memory}; the context has {policy.memory_size}"
+            )
+        if self.fewstep.recall_only and self.backbone.ahead:
+            raise UserError(
+                f"fewstep.recall_only trains some blocks of a sequence and backbone.ahead {self.backbone.ahead} reads "
+                "all; set backbone.ahead=0"
             )
         start_frames = policy.block * max(self.backbone.start_blocks, self.fewstep.start_blocks)
         _require_long_enough("frames", self.latents.frames, self.backbone.frames)

@@ -42,11 +42,14 @@ class BlockPlan:
         return count
 
 
-def groups(plans: Sequence[BlockPlan]) -> list[list[int]]:
-    """Runs of consecutive blocks whose contexts are equally long: what one forward can hold."""
+def groups(plans: Sequence[BlockPlan], taught: Sequence[bool] | None = None) -> list[list[int]]:
+    """Runs of consecutive blocks whose contexts are equally long, taught all or none: what one forward can hold."""
     runs: list[list[int]] = []
-    for block, plan in enumerate(plans):
-        if runs and plans[runs[-1][-1]].context.shape[1] == plan.context.shape[1]:
+    kinds = []
+    for number, plan in enumerate(plans):
+        kinds.append((plan.context.shape[1], taught is None or taught[number]))
+    for block, kind in enumerate(kinds):
+        if runs and kinds[runs[-1][-1]] == kind:
             runs[-1].append(block)
         else:
             runs.append([block])
