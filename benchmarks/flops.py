@@ -3,16 +3,28 @@
 from wan.params import WanParams
 
 
-def block_flops(params: WanParams, tokens: int, window: int, forwards: int) -> float:
-    """Those of one block's linear layers and attention.
+def block_flops(params: WanParams, tokens: int, window: int, steps: int) -> int:
+    """Those of one block's linear layers and attention, in so many denoising steps and the commit.
 
     Args:
         tokens: of a latent frame.
         window: latent frames that a block attends to, its own included.
     """
-    q, kv = 3 * tokens, window * tokens
-    attention = 4 * q * (kv + params.text_len) * params.dim
-    return forwards * params.num_layers * (linear_flops(params, q) + attention)
+    q, seen = 3 * tokens, window * tokens
+    return steps * forward_flops(params, q, seen) + forward_flops(params, q, seen, leaves=True)
+
+
+def forward_flops(params: WanParams, q: int, seen: int, leaves: bool = False) -> int:
+    """Those of a forward of q tokens that attend to so many tokens, their own included.
+
+    Args:
+        leaves: it only leaves keys and values: of the last layer, only the projections to q, k and v are made.
+    """
+    attention = 4 * q * (seen + params.text_len) * params.dim
+    layer = linear_flops(params, q) + attention
+    if leaves:
+        return (params.num_layers - 1) * layer + 6 * q * params.dim**2
+    return params.num_layers * layer
 
 
 def linear_flops(params: WanParams, q: int) -> int:

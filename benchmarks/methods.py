@@ -24,7 +24,7 @@ from utils.settings import Settings, load_settings, require_choice, setting, to_
 from utils.table import align
 
 if TYPE_CHECKING:
-    from pipeline.context import ContextPolicy
+    from pipeline.context import ContextPlan, ContextPolicy
     from pipeline.frames import FrameShape
     from pipeline.generation import Generation
     from wan.params import WanParams
@@ -96,20 +96,15 @@ def planned(policy: "ContextPolicy", shape: "FrameShape", params: "WanParams", c
     """Operations and bytes of a block, from the plans of the steady state."""
     import torch
 
-    from benchmarks.flops import linear_flops
     from pipeline.kv_cache import KVCache
 
     flops, moved = [], []
     before: list = []
     for start in range(FIRST, FIRST + 12 * policy.block, policy.block):
         plan = plan_of(policy, start)
-        forwards = [*policy.before(start), *([plan] * config.steps), policy.commit(plan)]
-        operations = 0
-        for forward in forwards:
-            queries = shape.tokens() * len(forward.own)
-            seen = sum(shape.tokens(piece.pool) for piece in forward.pieces())
-            attention = 4 * queries * (seen + params.text_len) * params.dim
-            operations += params.num_layers * (linear_flops(params, queries) + attention)
+        operations = config.steps * operations_of(plan, shape, params)
+        for forward in (*policy.before(start), policy.commit(plan)):
+            operations += operations_of(forward, shape, params, leaves=True)
         flops.append(operations)
         pieces = list(plan.past[0])
         new = []
@@ -126,6 +121,15 @@ def planned(policy: "ContextPolicy", shape: "FrameShape", params: "WanParams", c
         "held_mb": held / 1e6,
         "bank_mb_a_block": banked(policy) * shape.nbytes(torch.bfloat16) / 1e6,
     }
+
+
+def operations_of(plan: "ContextPlan", shape: "FrameShape", params: "WanParams", leaves: bool = False) -> int:
+    """Those of one forward; `leaves` as in `forward_flops`."""
+    from benchmarks.flops import forward_flops
+
+    queries = shape.tokens() * len(plan.own)
+    seen = sum(shape.tokens(piece.pool) for piece in plan.pieces())
+    return forward_flops(params, queries, seen, leaves)
 
 
 def plan_of(policy: "ContextPolicy", start: int):

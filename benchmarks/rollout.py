@@ -65,7 +65,7 @@ class Rollout:
         steps = schedule.steps([1000 - i * 1000 // config.steps for i in range(config.steps)], warp=True)
         text = torch.randn(batch, params.text_len, params.text_dim, device=device, dtype=dtype)
         self.device = device
-        self.flops = block_flops(params, shape.tokens(), policy.local_attn_size, config.steps + 1) * batch
+        self.flops = block_flops(params, shape.tokens(), policy.local_attn_size, config.steps) * batch
         self.copied: list[int] = []
         self.generation = Generation(
             model=model,

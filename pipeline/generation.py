@@ -148,7 +148,7 @@ class Generation:
         self.cache.commit(self.policy.commit(plan))
         if self.index is not None:
             self.index.add(latents)
-        self._flow(latents, self.context_noise)
+        self._leave(latents, self.context_noise)
         self.choose()
         state = take_state(self) if self.start in self.keep_at else None
         return LatentBlock(latents, plan, chosen, self.cache.tier_bytes, self.cache.pop_transfers(), state)
@@ -166,7 +166,7 @@ class Generation:
     def take(self, latents: torch.Tensor, plan: ContextPlan) -> LatentBlock:
         """Finish the planned block as it is given."""
         if self.policy.looks_at_noise:  # what later blocks see depends on the forward that would have sampled it
-            self._flow(self._noise(plan, 0), self.sampler.timesteps[0])
+            self._leave(self._noise(plan, 0), self.sampler.timesteps[0])
         return self.commit(latents, plan)
 
     @torch.no_grad()
@@ -254,7 +254,7 @@ class Generation:
         oldest = self.start - self.recent.shape[1]
         first = plan.start - oldest
         self.cache.commit(plan)
-        self._flow(self.recent[:, first : first + len(plan.own)], self.context_noise)
+        self._leave(self.recent[:, first : first + len(plan.own)], self.context_noise)
 
     def _remember(self, latents: torch.Tensor) -> None:
         if self.kept is not None:
@@ -263,8 +263,10 @@ class Generation:
         self.recent = known[:, -self.policy.local_attn_size :]
 
     def _flow(self, x: torch.Tensor, timestep: float) -> torch.Tensor:
-        t = torch.full((len(x), 1), float(timestep), device=x.device)
-        return self.model(x, t, self.text, self.cache).float()
+        return self.model(x, _times(x, timestep), self.text, self.cache).float()
+
+    def _leave(self, x: torch.Tensor, timestep: float) -> None:
+        self.model.leave(x, _times(x, timestep), self.text, self.cache)
 
     def _noise(self, plan: ContextPlan, step: int) -> torch.Tensor:
         batch, _, *latent = self.shape
@@ -292,3 +294,8 @@ class Generation:
             return None
         rngs = self.noise.rngs(self.policy.number(self.start))
         return self.index.select(candidates, self.policy.memory_size, rngs)
+
+
+def _times(x: torch.Tensor, timestep: float) -> torch.Tensor:
+    """One timestep for all frames of each sample, [B, 1]."""
+    return torch.full((len(x), 1), float(timestep), device=x.device)

@@ -201,6 +201,7 @@ def generate(
     sampler = pipeline.sampler
     calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     hook = pipeline.model.register_forward_hook(lambda module, inputs, flow: calls.append((inputs[0], inputs[1], flow)))
+    pipeline.model.leave = lambda *inputs: pipeline.model(*inputs)  # the recordings have the flow of commits, too
     noise = RecordedNoise(recorded["noise"], recorded["renoise"])
     generation = pipeline.start_from(recorded["prompt_embeds"], noise)
     blocks, merged, chosen = [], [], {}

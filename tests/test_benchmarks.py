@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.fake_gpu import FakeGPU
 from benchmarks.fake_gpu.engine import make_model
-from benchmarks.flops import linear_flops
+from benchmarks.flops import forward_flops, linear_flops
 from benchmarks.rollout import Rollout
 from benchmarks.run import BenchmarkConfig, measure, table
 from benchmarks.timing import TURN, Turns
@@ -55,3 +55,9 @@ def test_counted_operations_equal_the_formula():
     blocks = [sum(counts[name].values()) for name in counts if name.rpartition(".")[0] == "CausalWanModel.blocks"]
     assert len(blocks) == PARAMS.num_layers
     assert blocks == [linear_flops(PARAMS, 3 * 24)] * PARAMS.num_layers  # the counter passes over attention on a CPU
+    with torch.no_grad(), FlopCounterMode(display=False) as leaving:
+        model.leave(x, t, text, cache)
+    spared = forward_flops(PARAMS, 72, 0) - forward_flops(PARAMS, 72, 0, leaves=True)
+    attention = 4 * 72 * PARAMS.text_len * PARAMS.dim
+    head = 2 * 72 * PARAMS.dim * PARAMS.out_dim * 4
+    assert counter.get_total_flops() - leaving.get_total_flops() == spared - attention + head

@@ -91,8 +91,14 @@ def generate_together(settings: dict, folder: Path) -> None:
     found = preflight(load_config(overrides=settings))
     with joined(found.device) as group:
         pipeline = load(found, ["a red house"], group)
-        forwards = []
-        pipeline.model.register_forward_pre_hook(lambda model, given: forwards.append(given[0].shape[1] * 9))
+        forwards, leave = [], pipeline.model.leave
+        pipeline.model.register_forward_pre_hook(lambda model, given: forwards.append((given[0].shape[1], False)))
+
+        def noted(x: torch.Tensor, *given: object) -> None:
+            forwards.append((x.shape[1], True))
+            leave(x, *given)
+
+        pipeline.model.leave = noted
         made = generated(pipeline)
         sent = {"sent": group.exchange.sent, "forwards": forwards}
         torch.save(made | sent, folder / f"{group.exchange.number}.pt")
@@ -112,8 +118,8 @@ def test_several_processes_make_the_video_of_one(settings, tmp_path, count):
             assert torch.equal(block, first)
             assert_close(block, expected, ROUNDINGS)
     promised = 0
-    for tokens in members[0]["forwards"]:
-        promised += bytes_of_forward(HEADS, tokens, len(SAMPLES), count, 4)
+    for frames, leaves in members[0]["forwards"]:
+        promised += bytes_of_forward(HEADS, 9 * frames, len(SAMPLES), count, 4, leaves)
     assert sum(member["sent"] for member in members) == promised > 0
 
 

@@ -95,13 +95,19 @@ def shares(total: int, count: int) -> list[int]:
     return found
 
 
-def bytes_of_forward(params: WanParams, tokens: int, batch: int, count: int, itemsize: int) -> int:
+def bytes_of_forward(
+    params: WanParams, tokens: int, batch: int, count: int, itemsize: int, leaves: bool = False
+) -> int:
     """What `count` processes send each other in one forward, all together.
 
     A layer's queries, keys, values and results go to their heads' or tokens' process, which is another one for
     (count - 1) / count of them. The numbers that the last layer makes of a token go to all others.
+
+    Args:
+        leaves: it only leaves keys and values (`CausalWanModel.leave`), so that the last layer has no results.
     """
-    layers = 4 * params.num_layers * params.dim * (count - 1) // count
+    vectors = 4 * params.num_layers - leaves
+    layers = vectors * params.dim * (count - 1) // count
     patch = params.patch_size[0] * params.patch_size[1] * params.patch_size[2]
-    last = params.out_dim * patch * (count - 1)
+    last = 0 if leaves else params.out_dim * patch * (count - 1)
     return batch * tokens * (layers + last) * itemsize

@@ -139,20 +139,41 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Returns:
             [B, F, C, H, W]
         """
-        assert t.shape[1] == 1 or self.exchange.count == 1, "a process's tokens are no whole frames"
         frames, height, width = x.shape[1], x.shape[3], x.shape[4]
-        dtype = self.compute_dtype
         _, ph, pw = self.config.patch_size
-        x = self.exchange.split(self.patch_embedding(x.to(dtype)))
-        e = self.time_embedding(timestep_embedding(t, self.config.freq_dim).to(dtype))  # [B, F or 1, dim]
-        e0 = rearrange(self.time_projection(e), "b f (six d) -> six b f 1 d", six=6)
-        for layer, block in enumerate(self.blocks):
-            with seat(partial(block.self_attn.attend, context, layer)):
-                x = block(x, e0, text[layer])
+        x, e, e0 = self._embed(x, t)
+        for layer in range(len(self.blocks)):
+            x = self._run(layer, x, e0, text, context)
         x = self.exchange.join(self.head(x, e))
         return rearrange(
             x, "b (f h w) (p q c) -> b f c (h p) (w q)", f=frames, h=height // ph, w=width // pw, p=ph, q=pw
         )
+
+    def leave(self, x: torch.Tensor, t: torch.Tensor, text: TextKV, context: Context) -> None:
+        """Let the context take in these frames, as a forward does; their flow is not computed to the end.
+
+        The last layer's own work serves the flow alone. Arguments as of `forward`.
+        """
+        x, _, e0 = self._embed(x, t)
+        last = len(self.blocks) - 1
+        for layer in range(last):
+            x = self._run(layer, x, e0, text, context)
+        block = self.blocks[last]
+        with seat(partial(block.self_attn.leave, context, last)):
+            block(x, e0, None)
+
+    def _embed(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens [B, T, dim] of latents, and what the time makes of the head [B, F or 1, dim] and of the blocks."""
+        assert t.shape[1] == 1 or self.exchange.count == 1, "a process's tokens are no whole frames"
+        dtype = self.compute_dtype
+        x = self.exchange.split(self.patch_embedding(x.to(dtype)))
+        e = self.time_embedding(timestep_embedding(t, self.config.freq_dim).to(dtype))
+        return x, e, rearrange(self.time_projection(e), "b f (six d) -> six b f 1 d", six=6)
+
+    def _run(self, layer: int, x: torch.Tensor, e0: torch.Tensor, text: TextKV, context: Context) -> torch.Tensor:
+        block = self.blocks[layer]
+        with seat(partial(block.self_attn.attend, context, layer)):
+            return block(x, e0, text[layer])
 
 
 class PatchEmbedding(nn.Conv3d):
@@ -177,10 +198,15 @@ class Block(nn.Module):
         self.ffn = FeedForward(nn.Linear(dim, ffn_dim), TanhGELU(), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, x: torch.Tensor, e0: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        # x [B, T, dim], e0 [6, B, F or 1, 1, dim]
+    def forward(
+        self, x: torch.Tensor, e0: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        # x [B, T, dim], e0 [6, B, F or 1, 1, dim]; without text it only offers q, k and v to the context
         shift1, scale1, gate1, shift2, scale2, gate2 = e0 + rearrange(self.modulation, "1 six d -> six 1 1 1 d")
-        y = self.self_attn(modulated(x, self.norm1.eps, shift1, scale1))
+        y = modulated(x, self.norm1.eps, shift1, scale1)
+        if text is None:
+            return attend_here(*self.self_attn.project(y))
+        y = self.self_attn(y)
         x, y = self.norm3(x, y, gate1)
         x, y = self.norm2(x, self.cross_attn(y, *text), None, shift2, scale2)
         return gated(x, self.ffn(y), gate2)
@@ -255,6 +281,11 @@ class SelfAttention(Attention):
         rotated_q, keys, values, bias = context.update(layer, q, k, v)
         attended = attention(rotated_q, keys, values, self.backend, bias).reshape(q.shape)
         return self.exchange.to_tokens(attended)
+
+    def leave(self, context: Context, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Let the context take in a layer's projections, whose attention nobody asks for; an empty tensor like q."""
+        context.update(layer, *self.exchange.to_heads(q, k, v))
+        return torch.empty_like(q)
 
 
 class CrossAttention(Attention):
