@@ -113,3 +113,10 @@ def test_one_graph_without_a_break_serves_all_layers_and_contexts(offloaded):
     assert torch.equal(generated(model), plain)
     assert counters["stats"]["unique_graphs"] == 2  # and of the last layer's part in what only leaves keys and values
     assert not counters["graph_break"]
+
+
+def test_a_commit_that_ends_early_leaves_what_a_whole_forward_leaves():
+    model = randomised(CausalWanModel(**PARAMS.to_dict())).eval().requires_grad_(False)
+    early = generated(model)
+    model.leave = lambda *inputs: model(*inputs)
+    assert torch.equal(generated(model), early)

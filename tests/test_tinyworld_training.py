@@ -243,6 +243,20 @@ def test_anchored_it_learns_only_what_sink_and_memory_alone_show():
     assert loss(everything, model) == loss(everything, None)
 
 
+def test_parts_alone_can_be_trained(tmp_path):
+    torch.manual_seed(0)
+    camera = np.abs((8 * np.arange(48) + 192) % 384 - 192)[None].astype(float)
+    corpus = Corpus(torch.randn(1, 48, 4, 8, 12), camera, np.zeros((1, 48, 3), np.float32), ["a red house"])
+    settings = dataclasses.replace(TINY, max_start=24, ahead=0.0)
+    few = FewStepSettings(steps=2, parts=["self_attn", "ffn"], batch=1, copies=1, kinds=[0.0, 0.0, 1.0])
+    model = Backbone(settings, 4)
+    torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    after = fewstep.train(model, few, settings, LATENTMEM, [corpus, corpus], tmp_path, 0).state_dict()
+    changed = {name.split(".")[3] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"self_attn", "ffn"}
+
+
 def test_muon_takes_the_steps_of_pytorchs_without_its_bfloat16():
     torch.manual_seed(0)
     start = [torch.randn(8, 24), torch.randn(8, 24), torch.randn(24, 8)]

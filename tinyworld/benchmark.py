@@ -27,6 +27,7 @@ from tinyworld.hypotheses import Hypothesis
 from tinyworld.judge_sink import JudgeSink
 from tinyworld.judging import measure as judge
 from tinyworld.league import BASELINES, LEAGUES, league_rows
+from tinyworld.made_with import MadeWith
 from tinyworld.places import MEMORIES, OwnTrack
 from tinyworld.results import TRUTH, Unit
 from tinyworld.store import Store
@@ -38,7 +39,7 @@ from utils.errors import UserError, run
 from utils.files import require_writable
 from utils.processes import rank, share
 from utils.provenance import flat
-from utils.settings import Settings, load_settings, require_choice, setting
+from utils.settings import load_settings, require_choice, setting
 
 CONFIG = "configs/tinyworld_benchmark.yaml"
 SUBSET = 16  # prompts of subset=true
@@ -57,7 +58,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkSettings(Settings):
+class BenchmarkSettings(MadeWith):
     """The benchmark."""
 
     rows: dict[str, Row] = setting({}, "name -> config and overrides it generates with; the name is a folder too")
@@ -73,11 +74,7 @@ class BenchmarkSettings(Settings):
     frames: int = setting(120, "latent frames of a video", at_least=1)
     subset: bool = setting(False, f"{SUBSET} captions with one video each, instead")
     batch: int = setting(8, "videos generated together", at_least=1)
-    seed: int = setting(0, "seed of the noise", at_least=0, at_most=2**63 - 1)
-    model_root: str | None = setting(None, "folder of the model's parts, instead of the rows' own")
-    generator_ckpt: str | None = setting(None, "the transformer's weights, instead of the rows' own")
     ae_ckpt: str | None = setting(None, "the retrieval encoder's weights, instead of the rows' own")
-    steps: list[int] | None = setting(None, "denoising steps, instead of the rows' own", at_least=1, at_most=1000)
     folder: str = setting("runs/tinyworld/benchmark", "where results and tables go", place=True, writes=True)
 
     def __post_init__(self) -> None:
@@ -121,17 +118,11 @@ class BenchmarkSettings(Settings):
         row = self.rows[name]
         overrides = {
             **row.overrides,
-            "seed": self.seed,
+            **self.overrides(),
             "num_output_frames": self.frames,
             "batch_size": self.batch,
             "output_folder": f"{self.folder}/{name}",
         }
-        if self.model_root is not None:
-            overrides["model_root"] = self.model_root
-        if self.generator_ckpt is not None:
-            overrides["generator_ckpt"] = self.generator_ckpt
-        if self.steps is not None:
-            overrides["denoising_step_list"] = self.steps
         config = load_config(row.config, overrides)
         if self.ae_ckpt:
             config = replace(config, model_kwargs=replace(config.model_kwargs, ae_ckpt=self.ae_ckpt))
@@ -148,9 +139,11 @@ def with_methods(settings: BenchmarkSettings) -> BenchmarkSettings:
         return settings
     rows = {name: Row(config, changes) for name, (config, changes) in league_rows(settings.methods).items()}
     comparisons, family = {}, []
+    others = list(rows)
     for baseline in BASELINES:
-        comparisons[f"what each method changes to {baseline}"] = [baseline, *(row for row in rows if row != baseline)]
-        for row in comparisons[f"what each method changes to {baseline}"][1:]:
+        others.remove(baseline)  # each pair is compared once
+        comparisons[f"what each method changes to {baseline}"] = [baseline, *others]
+        for row in others:
             family += [Hypothesis(baseline=baseline, row=row, metric=metric) for metric in settings.league]
     hypotheses = {"methods differ from native and latentmem": family}
     return replace(settings, rows=rows, comparisons=comparisons, hypotheses=hypotheses)

@@ -24,13 +24,14 @@ from pipeline.preflight import preflight
 from pipeline.samples import Sample
 from tinyworld.benchmark import identity
 from tinyworld.judging import measure as judge
+from tinyworld.made_with import MadeWith
 from tinyworld.results import METRICS, Found, Unit
 from tinyworld.store import Store
 from tinyworld.world.film import Clip, held_out
 from tinyworld.world.scene import pixel_frames
 from utils.errors import UserError, run
 from utils.files import atomic, require_writable
-from utils.settings import Settings, load_settings, setting
+from utils.settings import load_settings, setting
 from utils.table import markdown
 
 METHODS = ("native", "latentmem")
@@ -38,25 +39,18 @@ ROWS = (*METHODS, "future")  # what is made of each caption; a future is the sec
 
 
 @dataclass(frozen=True, kw_only=True)
-class FuturesSettings(Settings):
+class FuturesSettings(MadeWith):
     """Futures against whole videos"""
 
     captions: int = setting(32, "held-out captions", at_least=1)
     frames: int = setting(120, "length of a video in latent frames", at_least=6)
     past: int = setting(60, "latent frames of the common past", at_least=3)
     batch: int = setting(4, "captions at a time", at_least=1)
-    seed: int = setting(0, "seed of the noise", at_least=0, at_most=2**63 - 1)
-    model_root: str | None = setting(None, "folder of the model's parts, instead of the configs' own")
-    generator_ckpt: str | None = setting(None, "the transformer's weights, instead of the configs' own")
-    steps: list[int] | None = setting(None, "denoising steps, instead of the configs' own", at_least=1, at_most=1000)
     folder: str = setting("runs/tinyworld/futures", "where results and the table go", place=True, writes=True)
 
     def run_config(self, method: str) -> RunConfig:
         """The settings that a method generates with."""
-        overrides = {"seed": self.seed, "num_output_frames": self.frames}
-        for name, key in (("model_root",) * 2, ("generator_ckpt",) * 2, ("steps", "denoising_step_list")):
-            if getattr(self, name) is not None:
-                overrides[key] = getattr(self, name)
+        overrides = {**self.overrides(), "num_output_frames": self.frames}
         config = load_config(f"configs/tinyworld_{method}.yaml", overrides)
         if self.past % config.num_frame_per_block or self.past >= self.frames:
             raise UserError(

@@ -28,6 +28,7 @@ from pipeline.scenes import SWITCHES
 from tinyworld.benchmark import identity
 from tinyworld.judging import measure as judge
 from tinyworld.judging.switched import VERSION, Course, likeness, measure_switch
+from tinyworld.made_with import MadeWith
 from tinyworld.results import Unit
 from tinyworld.store import Store
 from tinyworld.switch_tables import ANEW, NEVER, report
@@ -37,7 +38,7 @@ from tinyworld.world.film import Clip, held_out
 from tinyworld.world.scene import pixel_frames
 from utils.errors import UserError, run
 from utils.files import require_writable
-from utils.settings import Settings, load_settings, require_choice, setting
+from utils.settings import load_settings, require_choice, setting
 
 LATENTMEM = "configs/tinyworld_latentmem.yaml"
 WITHIN = {"model_kwargs": {"memory_across_scenes": False}}
@@ -50,7 +51,7 @@ CHANGES = ("ground", "time", "animal", "objects", "scene")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwitchSettings(Settings):
+class SwitchSettings(MadeWith):
     """tinyworld's switches of the caption."""
 
     methods: list[str] = setting(list(METHODS), f"which of {', '.join(METHODS)}")
@@ -64,10 +65,6 @@ class SwitchSettings(Settings):
     given_blocks: list[int] = setting([11], "true first blocks of the videos that begin so", at_least=1)
     given_frames: int = setting(78, "length of those in latent frames", at_least=3)
     batch: int = setting(6, "videos generated together", at_least=1)
-    seed: int = setting(0, "seed of the noise", at_least=0, at_most=2**63 - 1)
-    model_root: str | None = setting(None, "folder of the model's parts, instead of the configs' own")
-    generator_ckpt: str | None = setting(None, "the transformer's weights, instead of the configs' own")
-    steps: list[int] | None = setting(None, "denoising steps, instead of the configs' own", at_least=1, at_most=1000)
     folder: str = setting("runs/tinyworld/switches", "where results and tables go", place=True, writes=True)
 
     def __post_init__(self) -> None:
@@ -89,10 +86,7 @@ class SwitchSettings(Settings):
         path, own = METHODS[method]
         block = load_config(path).num_frame_per_block
         frames = max(self.course(block).frames, self.given_frames)
-        overrides = {**own, "seed": self.seed, "num_output_frames": frames}
-        for name, key in (("model_root",) * 2, ("generator_ckpt",) * 2, ("steps", "denoising_step_list")):
-            if getattr(self, name) is not None:
-                overrides[key] = getattr(self, name)
+        overrides = {**own, **self.overrides(), "num_output_frames": frames}
         if self.given_frames % block or any(count * block >= self.given_frames for count in self.given_blocks):
             raise UserError(
                 f"given_frames {self.given_frames} must be a multiple of the block of {block} and more than the "

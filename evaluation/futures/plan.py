@@ -134,7 +134,7 @@ def find_parents(path: str) -> list[Parent]:
     for parent in found[1:]:
         ours, theirs = _of_video([found[0]]), _of_video([parent])
         if ours != theirs:
-            pairs = zip(ours, theirs, strict=False)
+            pairs = zip(ours, theirs, strict=True)
             mine, its = next((one, other) for one, other in pairs if one != other)
             raise UserError(f"from={path}: {found[0].name} has {mine} and {parent.name} {its}; name one of them")
     return found

@@ -55,7 +55,8 @@ def train(
         "backbone": digest(backbone.state_dict().values()),
     }
     anchor = deepcopy(backbone).requires_grad_(False).eval() if few.anchored else None
-    backbone.requires_grad_(True)
+    for name, weight in backbone.named_parameters():
+        weight.requires_grad_(not few.parts or not set(few.parts).isdisjoint(name.split(".")))
     settings = few_step_settings(few, settings)
 
     def loss(step: int) -> tuple[str, torch.Tensor]:

@@ -61,6 +61,8 @@ def _optimizer(backbone: nn.Module) -> MuonAdamW:
     """Muon for the matrices of the transformer's blocks."""
     matrices, others = [], []
     for name, parameter in backbone.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name.startswith("model.blocks.") and parameter.ndim == 2:
             matrices.append(parameter)
         else:

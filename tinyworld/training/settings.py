@@ -6,9 +6,10 @@ from pipeline.config import load_config
 from pipeline.context import ContextPolicy
 from tinyworld.world.film import HELD_OUT
 from utils.errors import UserError
-from utils.settings import Settings, setting
+from utils.settings import Settings, require_choice, setting
 
 STEPS = ("start", "native", "latentmem")  # kinds of the backbone's steps
+PARTS = ("self_attn", "cross_attn", "ffn", "modulation")  # of a block of the transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +193,9 @@ class FewStepSettings(Settings):
         0.0, "share of the steps that train only the blocks to which sink and memory alone show something",
         at_least=0, at_most=1,
     )  # fmt: skip
+    parts: list[str] = setting(
+        [], "parts of the transformer's blocks that are trained, such as self_attn and ffn; all weights if empty"
+    )
     muon_lr: float = setting(4e-3, "first learning rate of the blocks' matrices; it falls to zero", above=0)
     adam_lr: float = setting(2e-3, "first learning rate of all else; it falls to zero", above=0)
     kinds: list[float] = setting([0.6, 0.2, 0.2], "as in backbone", at_least=0)
@@ -203,6 +207,8 @@ class FewStepSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_shares("fewstep.kinds", self.kinds)
+        for part in self.parts:
+            require_choice("fewstep.parts", part, PARTS)
         if self.anchored and self.guidance:
             raise UserError(
                 f"fewstep.anchored takes its targets from weights that have learned guidance; fewstep.guidance is "
