@@ -87,7 +87,7 @@ class BenchmarkSettings(MadeWith):
                 if not self.run_config(name).policy().retrieves:
                     raise UserError(f"row '{name}' in {CONFIG} holds something and its config retrieves nothing")
         for name in self.only:
-            require_choice("only", name, self.rows)
+            require_choice("only", name, LEAGUES[self.methods][0] or self.rows)
         for question, names in self.comparisons.items():
             if len(names) < 2:
                 raise UserError(f"comparison '{question}' in {CONFIG} compares nothing; name a baseline and other rows")
