@@ -86,6 +86,8 @@ def replay(path: Path) -> bool:
     inputs = path.with_name(path.stem.removesuffix("_steps") + ".safetensors")
     noise = load_file(inputs) if "noise" not in expected else expected
     if "noise" not in noise:
+        if not {"noise", "renoise"} <= record.get("tensors", {}).keys():
+            raise UserError(f"{path} is no recording of a generation: it says no noise that one was made from")
         noise |= drawn_noise(record)
     pipeline = recorded_pipeline(record, path.parent, noise["noise"].shape)
     produced, selections, chosen = generate(pipeline, noise, switches_of(record))

@@ -71,7 +71,8 @@ def test_a_method_makes_any_length_in_any_batch_from_given_blocks_on_with_a_boun
 
 @pytest.mark.parametrize("league", [name for name in LEAGUES if name != "none"])
 def test_methods_are_rows_of_the_benchmark_in_one_family_of_hypotheses(league):
-    settings = with_methods(load_settings(BenchmarkSettings, CONFIG, [f"methods={league}"]))
+    settings = with_methods(load_settings(BenchmarkSettings, CONFIG, [f"methods={league}", "only=[memrope]"]))
+    assert list(settings.chosen()) == ["memrope"]
     policies = {name: settings.run_config(name).policy() for name in settings.rows}
     (family,) = settings.hypotheses.values()
     assert len(family) == len(settings.league) * (2 * (len(policies) - 1) - 1)  # the two baselines are compared once
