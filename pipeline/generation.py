@@ -204,6 +204,8 @@ class Generation:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # copies are on their way between host and device
         twin = copy.deepcopy(self, {id(part): part for part in shared})
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # a fetch into the twin's memory may wait for an earlier moment alone
         if noise is not None:
             twin.renoise(noise)
         return twin

@@ -40,6 +40,7 @@ FOUND_BY: dict[str, str] = {
     ),
     "pipeline/decode.py: DecodeThread.take: self.side.after_now()": "decoding",
     "pipeline/generation.py: Generation.fork: torch.cuda.synchronize(self.device)": "fork",
+    "pipeline/generation.py: Generation.fork: torch.cuda.synchronize(self.device) (2)": "fork",
     "pipeline/kv_cache.py: KVCache.prefetch: self.side.after(self.before_commit)": "told",
     "pipeline/kv_cache.py: KVCache.prefetch: self.side.after_now()": "told",
     "pipeline/kv_cache.py: KVCache._prefetch_of: self.side.after_now()": "switch",

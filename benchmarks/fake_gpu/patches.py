@@ -108,6 +108,10 @@ def _of_tensors(gpu) -> list[tuple]:
         gpu.touch_on_host([self], [])
         return np.zeros(self.shape, "float64" if self.dtype.is_floating_point else "int64").tolist()
 
+    def deepcopy(self, memo):  # PyTorch's own copies the bytes of a storage, which has none
+        memo[id(self)] = self.clone()
+        return memo[id(self)]
+
     def swap(a, b):  # as torch.utils.swap_tensors, which refuses what a weak reference names
         a.__dict__, b.__dict__ = b.__dict__, a.__dict__
         torch._C._swap_tensor_impl(a, b)
@@ -125,6 +129,7 @@ def _of_tensors(gpu) -> list[tuple]:
         (torch.Tensor, "is_pinned", lambda self, device=None: gpu.memory.is_pinned(self)),
         (torch.Tensor, "record_stream", record_stream),
         (torch.Tensor, "numpy", numpy),
+        (torch.Tensor, "__deepcopy__", deepcopy),
         (FakeTensor, "tolist", tolist),
         (FakeTensor, "data", property(lambda self: getter.__get__(self), set_data)),
         (torch.utils, "swap_tensors", swap),
