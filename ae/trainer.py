@@ -22,7 +22,6 @@ from ae.losses import Losses, chunk_losses, weighted
 from ae.model import LatentAE
 from ae.preflight import require_room
 from ae.settings import TrainSettings
-from utils import errors
 from utils.claim import claim
 from utils.errors import UserError
 from utils.worker import end_with
@@ -86,11 +85,8 @@ class Trainer:
             self.progress = self._resume()
             self._announce()
             self._train()
-        if errors.to_launcher:  # the process leaves the group once all is said, as that can take for ever
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
-        else:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # all of `end_training` but leaving the group, see `errors.leave`
+            tracker.finish()
         if self.skipped:
             self.say(f"{len(self.skipped)} bad files were skipped (named above)")
         self.say(f"best loss {self.progress.best:.4f}; checkpoints and curves are in {self.folder}")
@@ -116,7 +112,7 @@ class Trainer:
             self._finish_epoch(epoch, self._validate())
         if self.accelerator.is_main_process and self.progress.history and (self.folder / "best.pt").is_file():
             self._conclude()
-        self.accelerator.wait_for_everyone()  # a process that leaves while another works can wait for it for ever
+        self.accelerator.wait_for_everyone()  # the first process is the others' meeting place to the end
 
     def say(self, line: str) -> None:
         """One line from the main process, also while a progress bar is up."""

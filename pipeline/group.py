@@ -92,7 +92,6 @@ def joined(device: torch.device) -> Iterator[Group]:
         dist.monitored_barrier(timeout=PATIENCE)  # the run's first process is the others' meeting place to the end
     except RuntimeError as error:
         raise LostPeer from error
-    dist.destroy_process_group()
 
 
 class SharedIndex:

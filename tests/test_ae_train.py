@@ -15,10 +15,10 @@ from ae.dataset import Batches, LatentChunks, scan
 from ae.model import load_encoder
 from ae.settings import TrainSettings, course, load_train_settings
 from ae.trainer import Trainer
+from tests.commands import ROOT, launched
 from utils.errors import UserError, run
 from utils.settings import load_settings
 
-ROOT = Path(__file__).parents[1]
 GOLDENS = ROOT / "tests/goldens"
 # Each of these biases is added right before a norm over single channels, which takes it away again. Its gradient is
 # rounding noise, and AdamW makes steps of up to lr of it.
@@ -122,8 +122,9 @@ def test_a_stop_within_an_epoch_resumes_at_the_next_batch(arguments, monkeypatch
 
 
 def test_two_processes_train_what_one_does(arguments, tmp_path, monkeypatch):
-    launch = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "ae.train", *arguments]
-    subprocess.run([sys.executable, "-m", *launch, "tag=two"], cwd=ROOT, check=True, capture_output=True)
+    run = launched("ae.train", *arguments, "tag=two", processes=2, folder=ROOT)
+    _, said = run.communicate()
+    assert (run.returncode, said) == (0, "")
     assert trained([*arguments, "tag=one"], monkeypatch) == 0
     rows = [(tmp_path / f"runs/{tag}/curve.csv").read_text().splitlines()[1:] for tag in ("one", "two")]
     one, two = (torch.tensor([[float(x) for x in row.split(",")] for row in table]) for table in rows)

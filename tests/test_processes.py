@@ -137,7 +137,6 @@ def test_a_process_that_cannot_be_taken_down_keeps_nobody_waiting(tmp_path, monk
     )
     (tmp_path / "probe.py").write_text("import threading\n" + (tmp_path / "probe.py").read_text())
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
-    monkeypatch.setattr(launch, "GRACE", 0.5)
     one = launch.Launch(probe, [], launch.rank_environments("2"))
     assert one.run() == status
     assert [worker.poll() is None for worker in one.workers] == [False, False]

@@ -1,5 +1,6 @@
 """The exception whose message a user reads, and the function through which every entry point runs."""
 
+import atexit
 import errno
 import logging
 import os
@@ -7,8 +8,9 @@ import select
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from typing import NoReturn
 
 from utils.stop import stop
 
@@ -66,7 +68,26 @@ def run(main: Callable[[], None]) -> None:
         if debug:
             traceback.print_exc()
         say_once(line)
+        if in_group():
+            leave(status)
         sys.exit(status)
+    if in_group():
+        leave(0)
+
+
+def in_group() -> bool:
+    """Whether this process has met others through torch.distributed."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process; its libraries are not taken down, as that can take for ever where processes have met."""
+    atexit._run_exitfuncs()  # temporary files and processes that load data
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it
+            stream.flush()
+    os._exit(status)
 
 
 def explain(error: BaseException) -> tuple[int, str]:

@@ -17,7 +17,6 @@ import time
 from utils.errors import LOST, LOST_STATUS, UserError, run
 from utils.processes import per_video, require_whole_groups, whole_number
 from utils.stop import Stopped, stop
-from utils.worker import ENDED
 
 GRACE = 30.0  # seconds that a process has to end when it is told to
 LAST_WORDS = 3.0  # seconds that a process has to say why it ends when another one already lost it
@@ -83,7 +82,6 @@ class Launch:
         self.workers: list[subprocess.Popen] = []
         self.unread = b""
         self.said: set[str] = set()
-        self.ended: dict[int, tuple[int, float]] = {}  # process -> its status, and when it told so
 
     def run(self) -> int:
         """Start them and wait; the exit status is that of the first one that fails."""
@@ -115,7 +113,7 @@ class Launch:
         while left:
             self._print(wait=0.1)
             for worker in list(left):
-                status = self._status(worker)
+                status = worker.poll()
                 if status is None:
                     continue
                 left.remove(worker)
@@ -127,19 +125,6 @@ class Launch:
             if lost and (not left or time.monotonic() - since > LAST_WORDS):
                 return self._fail(lost[0], LOST_STATUS)
         return 0
-
-    def _status(self, worker: subprocess.Popen) -> int | None:
-        """The exit status of a process that has ended, or has told that all is done; None of one at work.
-
-        What it told counts: libraries can wait for ever, or crash, while they are taken down.
-        """
-        status = worker.poll()
-        if worker.pid not in self.ended:
-            return status
-        told, since = self.ended[worker.pid]
-        if told == 0 and status is None and time.monotonic() - since < GRACE:
-            return None
-        return told
 
     def _fail(self, worker: subprocess.Popen, status: int) -> int:
         self._print()
@@ -173,9 +158,7 @@ class Launch:
         *lines, self.unread = self.unread.split(b"\n")
         for line in lines:
             text = line.decode(errors="replace")
-            if told := re.fullmatch(ENDED.format(r"(\d+)", r"(\d+)"), text):
-                self.ended[int(told[1])] = (int(told[2]), time.monotonic())
-            elif text != LOST and (hide is None or not text.startswith(hide)):
+            if text != LOST and (hide is None or not text.startswith(hide)):
                 self._say(text)
 
     def _say(self, line: str) -> None:

@@ -10,12 +10,9 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 
 from utils import errors
-from utils.stop import stop
 
-ENDED = "process {} ended with status {}"  # told to the launcher
 PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 
@@ -24,25 +21,12 @@ def main() -> None:
     del sys.argv[1:4]
     end_with(int(parent))
     errors.to_launcher.append(int(pipe))
+    status = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-        tell_end(0)
     except SystemExit as end:
-        tell_end(end.code or 0)
-        raise
-    finally:
-        if stop.asked:  # all is said; what libraries complain of while they are taken down is nobody's news
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-def tell_end(status: int) -> None:
-    """Tell the launcher that all is done and said: it does not wait for ever then for what is taken down."""
-    for pipe in errors.to_launcher:
-        with suppress(OSError):  # the launcher is gone
-            os.write(pipe, f"{ENDED.format(os.getpid(), status)}\n".encode())
-    distributed = sys.modules.get("torch.distributed")
-    if status == 0 and distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+        status = end.code or 0
+    errors.leave(status)
 
 
 def end_with(parent: int) -> None:
