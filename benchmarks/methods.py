@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.inputs import require_output
-from benchmarks.random_models import SIZES, format_of, make_model
+from benchmarks.random_models import SIZES, format_of, make_model, make_text
 from pipeline.backbones import METHODS, PROJECT, config_path
 from utils.errors import UserError, run
 from utils.files import write_json
@@ -190,7 +190,6 @@ def generation_of(
         bank = build_bank(policy.bank(BankSettings()), index, shape.dims, 10**4, torch.float32, torch.device("cpu"))
     schedule = FlowSchedule()
     steps = schedule.steps([1000 - i * 1000 // config.steps for i in range(config.steps)], warp=True)
-    text = torch.randn(1, model.params.text_len, model.params.text_dim)
     return Generation(
         model=model,
         policy=policy,
@@ -198,7 +197,7 @@ def generation_of(
         index=index,
         sampler=Sampler(schedule, steps),
         noise=SeededNoise(config.seed, [(0, 0)]),
-        text=model.encode_text(text),
+        text=model.encode_text(make_text(model.params)),
         shape=(1, policy.block, *latent),
         device=torch.device("cpu"),
     )

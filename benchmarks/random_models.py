@@ -25,6 +25,17 @@ MINIATURE_VAE = {  # of tinyworld and small; the others have Wan's
     "patch_size": 2,
 }
 
+PROMPT = 128  # tokens of a prompt, a long one
+
+
+def make_text(params, batch: int = 1, device="cpu", dtype=None):
+    """Embeddings of prompts [batch, text_len, text_dim], with zeros after each as a text encoder gives them."""
+    import torch
+
+    text = torch.randn(batch, params.text_len, params.text_dim, device=device, dtype=dtype)
+    text[:, PROMPT:] = 0
+    return text
+
 
 def make_model(size: str, device, dtype):
     """A frozen transformer."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.flops import block_flops
-from benchmarks.random_models import format_of
+from benchmarks.random_models import format_of, make_text
 from pipeline.bank.bank import build_bank
 from pipeline.descriptors import AvgPool
 from pipeline.frames import FrameShape
@@ -63,7 +63,7 @@ class Rollout:
             self.cache = KVCache(shape, policy, bank, device, dtype)
         schedule = FlowSchedule()
         steps = schedule.steps([1000 - i * 1000 // config.steps for i in range(config.steps)], warp=True)
-        text = torch.randn(batch, params.text_len, params.text_dim, device=device, dtype=dtype)
+        text = make_text(params, batch, device, dtype)
         self.device = device
         self.flops = block_flops(params, shape.tokens(), policy.local_attn_size, config.steps) * batch
         self.copied: list[int] = []

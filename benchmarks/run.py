@@ -98,9 +98,12 @@ def measure(config: BenchmarkConfig) -> dict:
     from benchmarks.machine import copy_rate, matmul_rate, peaks
     from benchmarks.rollout import PLAIN
     from pipeline.preflight import find_device
+    from utils.tensors import keep_freed_memory
 
     torch.manual_seed(config.seed)
     device = find_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     auto = "bfloat16" if device.type == "cuda" else "float32"
     dtype = getattr(torch, auto if config.dtype == "auto" else config.dtype)
     machine = {"matmul_tflops": matmul_rate(device, dtype) / 1e12, "copy_gb_s": copy_rate(device) / 1e9}

@@ -17,6 +17,7 @@ from pipeline.prompts import Prompt
 from pipeline.sampler import SAMPLERS, FlowSchedule, Sampler
 from pipeline.samples import Sample
 from pipeline.text import TextCache, encode_prompts, fingerprint, note_of_cuts
+from utils.tensors import keep_freed_memory
 from wan.checkpoint import load_generator
 from wan.lora import add_loras
 from wan.model import CausalWanModel
@@ -51,6 +52,8 @@ def load(
     embeddings = group.first(embed, found, prompts) if prompts else {}
     if found.device.type == "cuda":
         torch.cuda.set_device(found.device)  # what names no device means this one
+    else:
+        keep_freed_memory()
     model = build_model(config, found.device, found.dtype)
     model.share(group.exchange)
     decoder = AUTOENCODERS[config.vae]

@@ -12,7 +12,7 @@ from pipeline.offload import offload_transformer
 from tests.miniature import PARAMS, randomised
 from wan.feed_forward import TanhGELU
 from wan.fp8 import Fp8Linear, multiply_in_fp8
-from wan.model import CausalWanModel
+from wan.model import CausalWanModel, shortened
 from wan.norms import modulated
 from wan.params import LatentFormat
 from wan.rope import rope_table, rotate
@@ -32,6 +32,27 @@ def test_one_product_of_q_k_and_v_is_three_products():
         assert (ours - theirs).abs().max() <= 48 * EPS * theirs.abs().max()
     model.double()
     assert attention.project(x.double())[0].dtype == torch.float64, "the fused weights follow the model"
+
+
+@pytest.mark.parametrize("lengths, tokens", [([5, 100], 128), ([0, 0], 64), ([127, 3], 128), ([128, 3], 192)])
+def test_one_zero_of_a_text_counts_for_those_left_out(lengths, tokens):
+    model = randomised(CausalWanModel(**PARAMS.to_dict())).eval().requires_grad_(False)
+    attention, x = model.blocks[0].cross_attn, torch.randn(2, 9, PARAMS.dim)
+    text = torch.randn(2, 512, PARAMS.text_dim)
+    for row, length in zip(text, lengths, strict=True):
+        row[length:] = 0
+    short, bias = shortened(text)
+    assert torch.equal(text[:, :tokens], short) and bias.shape == (1, 1, 1, tokens)
+    whole = attention(x, *attention.project_text(model.text_embedding(text)))
+    # the sums of 512 weights that attention divides by, and of as many weighted values, in another order
+    assert (attention(x, *model.encode_text(text)[0]) - whole).abs().max() <= 2 * 512 * EPS * whole.abs().max()
+
+
+def test_a_text_without_zeros_to_spare_is_whole():
+    text = torch.randn(1, 512, PARAMS.text_dim)
+    text[:, 449:] = 0
+    found, bias = shortened(text)
+    assert found is text and bias is None
 
 
 def test_rotation_is_the_formula():

@@ -4,6 +4,7 @@ The model holds weights only. What a block attends to beside itself is the busin
 `Context` it is called with; names of modules are those of every published checkpoint.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -22,7 +23,8 @@ from wan.feed_forward import FeedForward, TanhGELU, is_plain
 from wan.norms import AddNorm, RMSNorm, gated, modulated
 from wan.params import WanParams
 
-TextKV = Sequence[tuple[torch.Tensor, torch.Tensor]]  # per layer: k and v, [B, text_len, heads, head_dim]
+# Per layer: k and v [B, tokens, heads, head_dim], and what is added to the logits [1, 1, 1, tokens], if anything is.
+TextKV = Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
 
 
 class Attended(NamedTuple):
@@ -124,8 +126,11 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Args:
             prompt_embeds: [B, text_len, text_dim], zero beyond the prompt's length (attended all the same).
         """
-        text = self.text_embedding(prompt_embeds.to(self.compute_dtype))  # [B, text_len, dim]
-        return [block.cross_attn.project_text(text) for block in self.blocks]
+        bias = None
+        if prompt_embeds.device.type == "cpu" and self.compute_dtype == torch.float32:
+            prompt_embeds, bias = shortened(prompt_embeds)
+        text = self.text_embedding(prompt_embeds.to(self.compute_dtype))  # [B, tokens, dim]
+        return [(*block.cross_attn.project_text(text), bias) for block in self.blocks]
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, text: TextKV, context: Context) -> torch.Tensor:
         """Predict the flow v of noisy latents (x0 = x - sigma * v).
@@ -199,7 +204,7 @@ class Block(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(
-        self, x: torch.Tensor, e0: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor] | None
+        self, x: torch.Tensor, e0: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None
     ) -> torch.Tensor:
         # x [B, T, dim], e0 [6, B, F or 1, 1, dim]; without text it only offers q, k and v to the context
         shift1, scale1, gate1, shift2, scale2, gate2 = e0 + rearrange(self.modulation, "1 six d -> six 1 1 1 d")
@@ -292,8 +297,10 @@ class CrossAttention(Attention):
     def project_text(self, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.heads(self.norm_k(self.k(text))), self.heads(self.v(text))
 
-    def forward(self, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return self.o(attention(self.heads(self.norm_q(self.q(x))), k, v, self.backend).flatten(2))
+    def forward(
+        self, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self.o(attention(self.heads(self.norm_q(self.q(x))), k, v, self.backend, bias).flatten(2))
 
 
 class Head(nn.Module):
@@ -307,6 +314,30 @@ class Head(nn.Module):
         # x [B, T, dim], e [B, F or 1, dim]
         shift, scale = rearrange(e, "b f d -> 1 b f 1 d") + rearrange(self.modulation, "1 two d -> two 1 1 1 d")
         return self.head(modulated(x, self.norm.eps, shift, scale))
+
+
+def shortened(prompt_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Fewer of the zeros beyond the longest prompt, and the logit bias by which the last one counts for all the others.
+
+    All zeros have one key and one value, so that what is attended is the same but for rounding. On a CPU, attention to
+    hundreds of them is a good part of a block; the kernels of a GPU that are fastest take no bias.
+
+    Args:
+        prompt_embeds: [B, text_len, text_dim]
+
+    Returns:
+        [B, tokens, text_dim] with a multiple of 64 tokens, so that prompts have few shapes, and [1, 1, 1, tokens]; or
+        what was given and None, where nothing can be left out.
+    """
+    length = prompt_embeds.shape[1]
+    used = prompt_embeds.any(dim=2).any(dim=0).nonzero()
+    longest = int(used[-1]) + 1 if len(used) else 0
+    tokens = 64 * (longest // 64 + 1)
+    if tokens >= length:
+        return prompt_embeds, None
+    bias = torch.zeros(1, 1, 1, tokens)
+    bias[..., -1] = math.log(length - tokens + 1)
+    return prompt_embeds[:, :tokens], bias
 
 
 def timestep_embedding(t: torch.Tensor, dim: int) -> torch.Tensor:
