@@ -127,6 +127,37 @@ def test_memory_can_be_drawn_to_show_what_a_block_uncovers_or_none_of_it_and_tho
     assert shares["wrong_memory"] == 0
 
 
+def test_memory_of_another_scene_is_the_next_sequences_and_nothing_is_recalled_by_it():
+    there_and_back = 184 - np.abs(8 * np.arange(36) - 184)
+    frames, camera = np.arange(36), np.stack([there_and_back, there_and_back]).astype(float)
+    settings = dataclasses.replace(
+        TINY,
+        no_local=0.0,
+        wide_local=0.0,
+        most_memory=6,
+        least_memory=6,
+        covering_memory=1.0,
+        strange_memory=1.0,
+        batch=2,
+    )
+    plans = contexts.latentmem(frames, camera, LATENTMEM, settings, np.random.default_rng(1))
+    plan = plans[-1]
+    assert plan.strange.tolist() == [[False] + [True] * 6 + [False] * 8] * 2
+    assert not contexts.recallable(plans, camera)[:, 30:33].any()  # the sink does not show what this block uncovers
+    context = TeacherForcing(1, 6, 6, torch.device("cpu"))
+    context.begin([plan], copies=0)
+    whose = torch.arange(2.0).view(2, 1, 1, 1, 1)
+    past = whose.expand(2, 33, 6, 1, 6)
+    context.store[0] = (past, past)
+    own = whose.expand(2, 1, 18, 1, 6)
+    keys, _ = context._gather(0, own, own)
+    of_frames = keys[:, 0, ::6, 0, 0]
+    assert of_frames.tolist() == [[0] + [1] * 6 + [0] * 8, [1] + [0] * 6 + [1] * 8]
+    lookup = Lookup([(0, 0)], camera)
+    lookup.begin(context, 11, plans)
+    assert not lookup.right[..., 6:42].any()
+
+
 def test_a_step_with_memory_has_at_least_so_many_frames_of_it():
     settings = dataclasses.replace(TINY, no_local=0.0, wide_local=0.0, least_memory=5)
     counts = set()

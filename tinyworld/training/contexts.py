@@ -72,7 +72,7 @@ def latentmem(
         sink = np.arange(min(policy.sink_size, start))
         older = np.arange(policy.sink_size, local[0] if local else start)
         memory = wanted if full and len(older) >= wanted + len(sink) else 0
-        contexts = []
+        contexts, strangers = [], []
         for way in camera:
             free = older
             first = sink
@@ -84,11 +84,15 @@ def latentmem(
                 new = _span(way, start, policy.block) & ~_shown(way, local)
                 remembered = _remember(way, free, way[start : start + policy.block].mean(), new, memory, settings, rng)
             contexts.append(np.array([*first, *remembered, *local], dtype=np.int64))
+            is_strange = settings.strange_memory > 0 and rng.random() < settings.strange_memory
+            strangers.append([*[False] * len(first), *[is_strange] * memory, *[False] * len(local)])
         shift = max(int(frames[start]) + policy.block - policy.local_attn_size, 0)
         near = np.concatenate([frames[local], frames[start : start + policy.block]]) - shift
         first_index, step = (policy.sink_size, 1) if placed else (0, 0)
         indices = first_index + step * np.arange(memory)
-        plans.append(BlockPlan(np.stack(contexts), (*sink.tolist(), *indices.tolist(), *near.tolist())))
+        positions = (*sink.tolist(), *indices.tolist(), *near.tolist())
+        strange = np.array(strangers) if np.any(strangers) else None
+        plans.append(BlockPlan(np.stack(contexts), positions, strange))
     return plans
 
 
@@ -102,9 +106,11 @@ def recallable(plans: list[BlockPlan], camera: np.ndarray) -> np.ndarray:
     middles = np.arange(0, VIEW, COLUMN) + COLUMN // 2
     for number, plan in enumerate(plans):
         start = number * plan.own_frames
-        remembered, local = np.split(plan.context, [plan.context.shape[1] - plan.local_frames(start)], axis=1)
+        nearby = plan.local_frames(start)
         for sample, way in enumerate(camera):
-            only_remembered = _shown(way, remembered[sample]) & ~_shown(way, local[sample])
+            context = plan.own_context(sample)
+            remembered, local = np.split(context, [len(context) - nearby])
+            only_remembered = _shown(way, remembered) & ~_shown(way, local)
             for frame in range(start, start + plan.own_frames):
                 columns[sample, frame] = only_remembered[np.round(way[frame] + middles).astype(int)]
     return columns

@@ -47,6 +47,8 @@ class Lookup:
             start = number * plan.own_frames
             own = np.tile(np.arange(start, start + plan.own_frames), (len(self.camera), 1))
             same = self._same_place(own, plan.context, token * np.arange(columns))
+            if plan.strange is not None:
+                same &= ~plan.strange.repeat(columns, 1)[:, None]
             remembered = columns * (plan.context.shape[1] - plan.local_frames(start))
             in_view.append(repeat(same[..., remembered:].any(-1), "b (f w) -> b (f r w)", r=rows, w=columns))
             same[..., remembered:] = False

@@ -114,6 +114,9 @@ class BackboneSettings(Settings):
     wrong_memory: float = setting(
         0.0, "share of the blocks whose memory frames are drawn from other places of the scene", at_least=0, at_most=1
     )
+    strange_memory: float = setting(
+        0.0, "share of the blocks whose memory frames are those of the other sequence of a step", at_least=0, at_most=1
+    )
     recall_weight: float = setting(
         1.0,
         "weight of the error in columns that a block uncovers and its sink or memory shows",
@@ -151,6 +154,8 @@ class BackboneSettings(Settings):
                 f"backbone.covering_memory {self.covering_memory} and wrong_memory {self.wrong_memory} are shares of "
                 "the same blocks; their sum must be at most 1"
             )
+        if self.strange_memory and self.batch < 2:
+            raise UserError(f"backbone.strange_memory takes a batch of two or more; backbone.batch is {self.batch}")
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
             raise UserError(f"backbone.dim {self.dim} cannot be split over {self.num_heads} heads of an even size each")
         if self.lookup and not self.taught_heads():

@@ -23,15 +23,21 @@ class BlockPlan:
     Attributes:
         context: per sample, indices into the sequence of the frames attended to, [B, context frames].
         positions: their temporal positions, then those of the block's own frames.
+        strange: per sample, which of these frames are the next sample's, [B, context frames]; None: none of them.
     """
 
     context: np.ndarray
     positions: tuple[int, ...]
+    strange: np.ndarray | None = None
 
     @property
     def own_frames(self) -> int:
         """Latent frames of the block itself."""
         return len(self.positions) - self.context.shape[1]
+
+    def own_context(self, sample: int) -> np.ndarray:
+        """The frames of its own that a sample attends to."""
+        return self.context[sample] if self.strange is None else self.context[sample][~self.strange[sample]]
 
     def local_frames(self, start: int) -> int:
         """How many frames of the context, its last ones, run up to the block at `start`."""
@@ -78,6 +84,11 @@ class TeacherForcing:
         self.frames = plans[0].own_frames
         index = np.stack([plan.context for plan in plans], 1)  # [B, blocks, context]
         self.index = torch.from_numpy(index).to(self.device)
+        whose = np.zeros_like(index) + np.arange(len(index))[:, None, None]
+        for number, plan in enumerate(plans):
+            if plan.strange is not None:
+                whose[:, number] = (whose[:, number] + plan.strange) % len(index)
+        self.whose = torch.from_numpy(whose).to(self.device)  # sample that each of them is taken from
         tables = []
         for plan in plans:
             tables.append(rope_table(plan.positions, *self.grid, self.head_dim, self.device))
@@ -113,9 +124,8 @@ class TeacherForcing:
             k = torch.cat([past_k, k], 1)
             v = torch.cat([past_v, v], 1)
         self.store[layer] = (k, v)
-        sample = torch.arange(len(k), device=k.device)[:, None, None]
-        seen_k = rearrange(k[sample, self.index], "b s f p n d -> b s (f p) n d")
-        seen_v = rearrange(v[sample, self.index], "b s f p n d -> b s (f p) n d")
+        seen_k = rearrange(k[self.whose, self.index], "b s f p n d -> b s (f p) n d")
+        seen_v = rearrange(v[self.whose, self.index], "b s f p n d -> b s (f p) n d")
         return seen_k, seen_v
 
 
