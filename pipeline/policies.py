@@ -81,14 +81,10 @@ class RetrievedMemory(MergingPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.merged_frames and self.unused_to_local:
+        of_one_size = f"merge {self.merge}" if self.merged_frames else f"retrieve_after {self.retrieve_after}"
+        if self.unused_to_local and (self.merged_frames or self.retrieve_after == "local"):
             raise UserError(
-                f"merge {self.merge} needs a local part of one size, and unused_to_local=true changes it; set "
-                "unused_to_local=false"
-            )
-        if self.retrieve_after == "local" and self.unused_to_local:
-            raise UserError(
-                "retrieve_after local needs a local part of one size, and unused_to_local=true changes it; set "
+                f"{of_one_size} needs a local part of one size, and unused_to_local=true changes it; set "
                 "unused_to_local=false"
             )
 

@@ -31,6 +31,8 @@ from tinyworld.training.bf16_linear import use_bf16_matmul
 from tinyworld.training.corpus import Corpus
 from tinyworld.training.lookup import Lookup
 from tinyworld.training.muon import Muon, orthogonal
+from tinyworld.training.optimise import _optimizer
+from tinyworld.training.parts import train_within, widen
 from tinyworld.training.settings import (
     BackboneSettings,
     FewStepSettings,
@@ -228,6 +230,47 @@ def test_two_steps_with_each_lever_differ_from_two_steps_without():
         losses.append(two_steps(**lever))
     assert np.isfinite(losses).all()
     assert len({tuple(pair) for pair in losses}) == 1 + len(LEVERS)
+
+
+def test_a_wider_backbone_computes_the_same_and_a_step_changes_the_named_heads_and_the_new_units_alone():
+    film_maker = Backbone(TINY, 4)
+    model = film_maker.model
+    torch.nn.init.normal_(model.head.head.weight, std=0.1)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    policy, text = POLICIES["native"], torch.randn(1, TINY.text_len, TINY.text_dim)
+    x, t = torch.randn(1, 3, 4, 4, 6), torch.full((1, 1), 500.0)
+
+    def flow() -> torch.Tensor:
+        cache = PlainCache(FrameShape.of(model.params, 4, 6))
+        cache.begin(policy.plan(0))
+        return model(x, t, model.encode_text(text), cache)
+
+    as_before = flow().detach()
+    widen(model, 5)
+    assert model.params.ffn_dim == TINY.ffn_dim + 5
+    assert (flow() - as_before).abs().max() <= 64 * torch.finfo(torch.float32).eps * as_before.abs().max()
+    train_within(film_maker, model, [(1, 0)], 5)
+    optimizer = _optimizer(film_maker, weight_decay=0.0)
+    for _ in range(2):  # what the new units add is 0 at first, so that only then do they learn what to take
+        flow().square().sum().backward()
+        optimizer.step(1e-2, 1e-2)
+    changed = set()
+    for name, weight in model.state_dict().items():
+        old = torch.zeros_like(weight)
+        old[tuple(slice(0, size) for size in before[name].shape)] = before[name]
+        places = (weight != old).nonzero()
+        if len(places):
+            changed.add(name)
+        for place in places.tolist():
+            if ".ffn." in name:
+                assert max(place) >= TINY.ffn_dim
+            elif ".o." in name:
+                assert place[1] < model.params.head_dim
+            else:
+                assert place[0] < model.params.head_dim
+    heads = {f"blocks.1.self_attn.{part}" for part in ("q.weight", "k.weight", "v.weight", "o.weight", "norm_q.weight")}
+    assert heads <= changed and {"blocks.0.ffn.0.weight", "blocks.1.ffn.2.weight"} <= changed
+    assert all(".ffn." in name or name.startswith("blocks.1.self_attn.") for name in changed)
 
 
 def drawn_batch(**levers: float) -> tuple[BackboneSettings, backbone.Batch]:

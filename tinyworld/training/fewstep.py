@@ -28,7 +28,8 @@ from tinyworld.training.backbone import (
     teacher_forcing_loss,
 )
 from tinyworld.training.corpus import Corpus
-from tinyworld.training.optimise import optimise
+from tinyworld.training.optimise import WEIGHT_DECAY, optimise
+from tinyworld.training.parts import train_only, train_within, widen
 from tinyworld.training.settings import BackboneSettings, FewStepSettings
 from tinyworld.training.state import digest, generator, normal, under
 from tinyworld.training.teacher_forcing import BlockPlan
@@ -55,8 +56,11 @@ def train(
         "backbone": digest(backbone.state_dict().values()),
     }
     anchor = deepcopy(backbone).requires_grad_(False).eval() if few.anchored else None
-    for name, weight in backbone.named_parameters():
-        weight.requires_grad_(not few.parts or not set(few.parts).isdisjoint(name.split(".")))
+    if few.heads_only:
+        widen(backbone.model, few.added_units)
+        train_within(backbone, backbone.model, settings.taught_heads(), few.added_units)
+    elif few.parts:
+        train_only(backbone, backbone.model, few.parts)
     settings = few_step_settings(few, settings)
 
     def loss(step: int) -> tuple[str, torch.Tensor]:
@@ -74,7 +78,8 @@ def train(
     def rate(step: int) -> float:
         return 1 - step / few.steps
 
-    return optimise(backbone, settings, few.steps, rate, loss, folder / "fewstep", about)
+    decay = 0.0 if few.heads_only else WEIGHT_DECAY
+    return optimise(backbone, settings, few.steps, rate, loss, folder / "fewstep", about, decay)
 
 
 def few_step_settings(few: FewStepSettings, settings: BackboneSettings) -> BackboneSettings:

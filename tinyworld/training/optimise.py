@@ -15,6 +15,7 @@ from tinyworld.training.settings import STEPS, BackboneSettings
 from tinyworld.training.state import Checkpoint, Log
 
 B = TypeVar("B", bound=nn.Module)
+WEIGHT_DECAY = 0.01  # of the matrices
 
 
 def optimise(
@@ -25,13 +26,14 @@ def optimise(
     loss: Callable[[int], tuple[str, torch.Tensor]],
     name: Path,
     about: dict[str, Any],
+    weight_decay: float = WEIGHT_DECAY,
 ) -> B:
     """Take `steps` steps on `loss`, which gives a step's kind and value; the averaged weights come back.
 
     State and curves are kept as `name`.pt and `name`.csv, the state with what it depends on, `about`.
     """
     average = AveragedModel(backbone.train(), multi_avg_fn=_average(settings.ema))
-    optimizer = _optimizer(backbone)
+    optimizer = _optimizer(backbone, weight_decay)
     parts = {"backbone": backbone, "average": average, "optimizer": optimizer}
     checkpoint = Checkpoint(name.with_suffix(".pt"), parts, about)
     log = Log(name.with_suffix(".csv"))
@@ -57,7 +59,7 @@ def optimise(
     return average.module.eval()
 
 
-def _optimizer(backbone: nn.Module) -> MuonAdamW:
+def _optimizer(backbone: nn.Module, weight_decay: float) -> MuonAdamW:
     """Muon for the matrices of the transformer's blocks."""
     matrices, others = [], []
     for name, parameter in backbone.named_parameters():
@@ -67,7 +69,7 @@ def _optimizer(backbone: nn.Module) -> MuonAdamW:
             matrices.append(parameter)
         else:
             others.append(parameter)
-    return MuonAdamW(matrices, others, weight_decay=0.01)
+    return MuonAdamW(matrices, others, weight_decay)
 
 
 def _average(decay: float) -> Callable:

@@ -201,6 +201,14 @@ class FewStepSettings(Settings):
     parts: list[str] = setting(
         [], "parts of the transformer's blocks that are trained, such as self_attn and ffn; all weights if empty"
     )
+    heads_only: bool = setting(
+        False, "of the weights that there are, only those of the heads that `backbone.lookup` teaches are trained"
+    )
+    added_units: int = setting(
+        0,
+        "heads_only: hidden units that each feed-forward layer gets beside its own, which are trained too",
+        at_least=0,
+    )
     muon_lr: float = setting(4e-3, "first learning rate of the blocks' matrices; it falls to zero", above=0)
     adam_lr: float = setting(2e-3, "first learning rate of all else; it falls to zero", above=0)
     kinds: list[float] = setting([0.6, 0.2, 0.2], "as in backbone", at_least=0)
@@ -214,6 +222,10 @@ class FewStepSettings(Settings):
         require_shares("fewstep.kinds", self.kinds)
         for part in self.parts:
             require_choice("fewstep.parts", part, PARTS)
+        if self.heads_only and self.parts:
+            raise UserError(f"fewstep.parts {self.parts} and fewstep.heads_only both say what is trained; set one")
+        if self.added_units and not self.heads_only:
+            raise UserError(f"fewstep.added_units {self.added_units} goes with fewstep.heads_only=true alone")
         if self.anchored and self.guidance:
             raise UserError(
                 f"fewstep.anchored takes its targets from weights that have learned guidance; fewstep.guidance is "
