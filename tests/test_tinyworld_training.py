@@ -306,15 +306,17 @@ def test_anchored_it_learns_only_what_sink_and_memory_alone_show():
     model = Backbone(settings, 4)
     torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
 
-    def loss(batch: backbone.Batch, anchor: Backbone | None) -> float:
+    def loss(batch: backbone.Batch, anchor: Backbone | None, guidance: float = 0.0) -> float:
         rng = np.random.default_rng(0)
-        return backbone.teacher_forcing_loss(model, settings, batch, batch.clean, rng, anchor=anchor).item()
+        return backbone.teacher_forcing_loss(model, settings, batch, batch.clean, rng, guidance, anchor).item()
 
     nothing = dataclasses.replace(batch, recallable=torch.zeros_like(batch.recallable))
     everything = dataclasses.replace(batch, recallable=torch.ones_like(batch.recallable))
     assert loss(nothing, model) == pytest.approx(0, abs=1e-9)
     assert 0 < loss(batch, model) < loss(batch, None)
     assert loss(everything, model) == loss(everything, None)
+    assert loss(nothing, model, 0.6) == pytest.approx(0, abs=1e-9)
+    assert loss(everything, None) != loss(everything, model, 0.6) == loss(everything, None, 0.6)
 
 
 def test_parts_alone_can_be_trained(tmp_path):
@@ -453,7 +455,7 @@ def test_clips_shorter_than_a_training_sequence_are_refused(wrong):
         "backbone.wrong_memory=1.5", "world.first=-1", "backbone.most_memory=7", "backbone.muon_lr=nan",
         "backbone.ema=1", "fewstep.own=2",
         "fewstep.guidance=inf", "backbone.decay=1e9", "backbone.lookup=1", "fewstep.recall_only=1",
-        "fewstep.anchored=true", "generates=configs/none.yaml", "seed=-1",
+        "fewstep.added_units=8", "backbone.strange_memory=0.5", "generates=configs/none.yaml", "seed=-1",
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_refused_in_one_line_before_anything_is_written(wrong, tmp_path, monkeypatch):

@@ -203,7 +203,7 @@ def teacher_forcing_loss(
     recallable = batch.recallable[:, None, :, None, None]  # [B, 1, F, 1, 1, w]
     if guidance:
         with torch.no_grad():
-            without_caption = forward(backbone, [""] * len(context), context, noisy, sigma, batch.plans)
+            without_caption = forward(backbone, [""] * len(context), context, noisy, sigma, batch.plans, taught=taught)
             target = target + guidance * (flow - without_caption)
     if anchor:
         with torch.no_grad():

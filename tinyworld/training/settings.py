@@ -154,8 +154,6 @@ class BackboneSettings(Settings):
                 f"backbone.covering_memory {self.covering_memory} and wrong_memory {self.wrong_memory} are shares of "
                 "the same blocks; their sum must be at most 1"
             )
-        if self.strange_memory and self.batch < 2:
-            raise UserError(f"backbone.strange_memory takes a batch of two or more; backbone.batch is {self.batch}")
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
             raise UserError(f"backbone.dim {self.dim} cannot be split over {self.num_heads} heads of an even size each")
         if self.lookup and not self.taught_heads():
@@ -191,8 +189,8 @@ class FewStepSettings(Settings):
     )  # fmt: skip
     guidance: float = setting(0.0, "how far the target is moved towards what the caption changes", at_least=0, below=1)
     anchored: bool = setting(
-        False, "the target is the truth only in what sink and memory alone show; elsewhere it is what the weights "
-        "predict that the training started from",
+        False, "the target is the truth, moved on by the guidance, in what sink and memory alone show; elsewhere it is "
+        "what the weights predict that the training started from",
     )  # fmt: skip
     recall_only: float = setting(
         0.0, "share of the steps that train only the blocks to which sink and memory alone show something",
@@ -226,11 +224,6 @@ class FewStepSettings(Settings):
             raise UserError(f"fewstep.parts {self.parts} and fewstep.heads_only both say what is trained; set one")
         if self.added_units and not self.heads_only:
             raise UserError(f"fewstep.added_units {self.added_units} goes with fewstep.heads_only=true alone")
-        if self.anchored and self.guidance:
-            raise UserError(
-                f"fewstep.anchored takes its targets from weights that have learned guidance; fewstep.guidance is "
-                f"{self.guidance} and must be 0 with it"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +272,11 @@ class TrainSettings(Settings):
         if self.backbone.most_memory > policy.memory_size:
             raise UserError(
                 f"backbone.most_memory is {self.backbone.most_memory}; the context has {policy.memory_size}"
+            )
+        if self.backbone.strange_memory and min(self.backbone.batch, self.fewstep.batch) < 2:
+            raise UserError(
+                f"backbone.strange_memory takes frames of the other sequence; backbone.batch {self.backbone.batch} and "
+                f"fewstep.batch {self.fewstep.batch} must be 2 or more"
             )
         if self.fewstep.recall_only and self.backbone.ahead:
             raise UserError(
