@@ -102,8 +102,7 @@ class RetrievedMemory(MergingPolicy):
 
     def plan(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> ContextPlan:
         count = len(retrieved[0]) if retrieved else 0
-        assert all(len(frames) == count for frames in retrieved), "samples must retrieve equally many frames"
-        assert count <= self.memory_size
+        assert all(len(frames) == count <= self.memory_size for frames in retrieved), "equally many for each sample"
         shift = window_shift(self, start)
         nearby = local(self, start, self.beside_merged(start) - (count if self.unused_to_local else 0), shift)
         before = sink(self, start) + self.merged(start)

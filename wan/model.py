@@ -127,7 +127,8 @@ class CausalWanModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             prompt_embeds: [B, text_len, text_dim], zero beyond the prompt's length (attended all the same).
         """
         bias = None
-        if prompt_embeds.device.type == "cpu" and self.compute_dtype == torch.float32:
+        is_native = self.blocks[0].cross_attn.backend is NATIVE  # others may take no bias
+        if is_native and prompt_embeds.device.type == "cpu" and self.compute_dtype == torch.float32:
             prompt_embeds, bias = shortened(prompt_embeds)
         text = self.text_embedding(prompt_embeds.to(self.compute_dtype))  # [B, tokens, dim]
         return [(*block.cross_attn.project_text(text), bias) for block in self.blocks]

@@ -1,7 +1,7 @@
 """Which weights a training changes: parts of the transformer's blocks, single heads, or units that it did not have.
 
-What a backbone can do already lies in all of its weights, and steps that teach something else wear it off. Heads that
-were hardly used, and units that are new, can learn without that.
+What a backbone can do already lies in all of its weights, and steps that teach something else wear it off. They do so
+less where they change only heads that were hardly used, and units that are new.
 """
 
 from collections.abc import Sequence
