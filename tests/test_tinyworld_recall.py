@@ -1,0 +1,245 @@
+"""tinyworld's levers of recall: which memory a block is shown, where attention is taught to look, what is trained."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.frames import FrameShape
+from pipeline.plain import PlainCache
+from tests.close import assert_close
+from tests.miniature import ROUNDINGS
+from tests.test_tinyworld_training import LATENTMEM, POLICIES, TINY
+from tinyworld.training import backbone, contexts, fewstep
+from tinyworld.training.backbone import Backbone, forward
+from tinyworld.training.corpus import Corpus
+from tinyworld.training.lookup import Lookup
+from tinyworld.training.optimise import _optimizer
+from tinyworld.training.parts import train_within, widen
+from tinyworld.training.settings import (
+    BackboneSettings,
+    FewStepSettings,
+)
+from tinyworld.training.teacher_forcing import BlockPlan, TeacherForcing
+
+
+def test_memory_can_be_drawn_to_show_what_a_block_uncovers_or_none_of_it_and_those_columns_are_known():
+    there_and_back = 184 - np.abs(8 * np.arange(36) - 184)  # 8 pixels a frame to 184, and back
+    frames, camera = np.arange(36), there_and_back[None].astype(float)
+    shares = {}
+    for name in ("covering_memory", "wrong_memory"):
+        settings = dataclasses.replace(TINY, no_local=0.0, wide_local=0.0, most_memory=6, **{name: 1.0})
+        shown = []
+        for seed in range(20):
+            plans = contexts.latentmem(frames, camera, LATENTMEM, settings, np.random.default_rng(seed))
+            if plans[-1].context.shape[1] == 15:  # all six memory frames were drawn
+                shown.append(contexts.recallable(plans, camera)[0, 30:33])  # on the way back
+        shares[name] = np.mean(shown)
+    # this block's frames uncover one, two and three of their 12 columns
+    assert shares["covering_memory"] == 2 / 12
+    assert shares["wrong_memory"] == 0
+
+
+def test_memory_of_another_scene_is_the_next_sequences_and_nothing_is_recalled_by_it():
+    there_and_back = 184 - np.abs(8 * np.arange(36) - 184)
+    frames, camera = np.arange(36), np.stack([there_and_back, there_and_back]).astype(float)
+    settings = dataclasses.replace(
+        TINY,
+        no_local=0.0,
+        wide_local=0.0,
+        most_memory=6,
+        least_memory=6,
+        covering_memory=1.0,
+        strange_memory=1.0,
+        batch=2,
+    )
+    plans = contexts.latentmem(frames, camera, LATENTMEM, settings, np.random.default_rng(1))
+    plan = plans[-1]
+    assert plan.strange.tolist() == [[False] + [True] * 6 + [False] * 8] * 2
+    assert not contexts.recallable(plans, camera)[:, 30:33].any()  # the sink does not show what this block uncovers
+    context = TeacherForcing(1, 6, 6, torch.device("cpu"))
+    context.begin([plan], copies=0)
+    whose = torch.arange(2.0).view(2, 1, 1, 1, 1)
+    past = whose.expand(2, 33, 6, 1, 6)
+    context.store[0] = (past, past)
+    own = whose.expand(2, 1, 18, 1, 6)
+    keys, _ = context._gather(0, own, own)
+    of_frames = keys[:, 0, ::6, 0, 0]
+    assert of_frames.tolist() == [[0] + [1] * 6 + [0] * 8, [1] + [0] * 6 + [1] * 8]
+    lookup = Lookup([(0, 0)], camera)
+    lookup.begin(context, 11, plans)
+    assert not lookup.right[..., 6:42].any()
+
+
+def test_a_step_with_memory_has_at_least_so_many_frames_of_it():
+    settings = dataclasses.replace(TINY, no_local=0.0, wide_local=0.0, least_memory=5)
+    counts = set()
+    for seed in range(30):
+        plans = contexts.latentmem(np.arange(36), np.zeros((1, 36)), LATENTMEM, settings, np.random.default_rng(seed))
+        counts.add(plans[-1].context.shape[1] - 9)  # beside the sink and the local frames
+    assert counts == {0, 5, 6}
+
+
+def two_steps(invented: float = 0.0, **levers: float) -> list[float]:
+    """Losses of two latentmem steps of a small backbone, with these settings."""
+    torch.manual_seed(0)
+    plain = dataclasses.replace(TINY, kinds=[0.0, 0.0, 1.0], batch=1, copies=1, no_local=1.0, max_start=24)
+    settings = dataclasses.replace(plain, **levers)
+    camera = np.abs((8 * np.arange(48) + 192) % 384 - 192)[None].astype(float)
+    latents = torch.randn(1, 48, 4, 8, 12)
+    corpus = Corpus(latents, camera, np.zeros((1, 48, 3), np.float32), ["a red house"])
+    model = Backbone(settings, 4)
+    torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
+    losses = []
+    for step in range(2):
+        rng = np.random.default_rng(step)
+        _, batch = backbone.draw_batch(settings, LATENTMEM, [corpus, corpus], rng)
+        context = batch.clean
+        if invented:
+            context = fewstep.invented_context(model, settings, batch, context, rng)
+        loss = backbone.teacher_forcing_loss(model, settings, batch, context, rng)
+        loss.backward()
+        losses.append(loss.item())
+    return losses
+
+
+LEVERS = [
+    {"covering_memory": 1.0}, {"wrong_memory": 1.0}, {"recall_weight": 8.0}, {"other_sink": 1.0},
+    {"placed_memory": 1.0}, {"frames": 48}, {"invented": 1.0},
+    {"lookup": 1.0, "lookup_heads": ["1.0"]},
+]  # fmt: skip
+
+
+def test_attention_is_taught_to_find_the_columns_of_the_memory_that_show_the_same_place():
+    camera = np.array([[0.0, 32, 40, 50, 64, 64, 0, 0, 0]])  # tokens of 16 pixels
+    plan = BlockPlan(np.array([[0, 1, 5]]), (0, 0, 14, 15, 16, 17))  # sink and memory, one local frame, a block of 3
+    context = TeacherForcing(2, 6, 6, torch.device("cpu"))
+    context.begin([plan], copies=1)
+    lookup = Lookup([(0, 0)], camera)
+    lookup.begin(context, 2, [plan] * 3)
+    right = lookup.right[0, 0].reshape(3, 2, 6, 6, 2, 6)  # own frame, row, column, frame attended to, row, column
+    assert right[0, 1, 3].nonzero().tolist() == [
+        [0, 1, 3],
+        [1, 1, 1],
+    ]  # 48 to 64 pixels in the sink and, 32 on, in memory
+    assert right[0, 1, 0].nonzero().tolist() == [[0, 1, 0]]  # the memory does not show it
+    assert lookup.in_view[0, 0].reshape(3, 2, 6)[0, 0].tolist() == [False] * 4 + [True] * 2  # the local frame, 64 on
+
+    def surprise(found: torch.Tensor) -> float:
+        lookup.surprise, lookup.tokens = ([], []), [0, 0]
+        lookup.judge(1000 * found.float().expand(2, 36, 72), torch.eye(72).expand(2, 72, 72))
+        return float(lookup.error())
+
+    assert surprise(lookup.right[0, 0]) == pytest.approx(0, abs=1e-4)
+    assert surprise(lookup.right[0, 0].roll(1, -1)) > 100
+    assert surprise(torch.zeros(36, 72)) > 2  # equal attention to everything, log(72 / 2) for most tokens
+
+
+def test_two_steps_with_each_lever_differ_from_two_steps_without():
+    losses = [two_steps()]
+    for lever in LEVERS:
+        losses.append(two_steps(**lever))
+    assert np.isfinite(losses).all()
+    assert len({tuple(pair) for pair in losses}) == 1 + len(LEVERS)
+
+
+def test_a_wider_backbone_computes_the_same_and_a_step_changes_the_named_heads_and_the_new_units_alone():
+    film_maker = Backbone(TINY, 4)
+    model = film_maker.model
+    torch.nn.init.normal_(model.head.head.weight, std=0.1)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    policy, text = POLICIES["native"], torch.randn(1, TINY.text_len, TINY.text_dim)
+    x, t = torch.randn(1, 3, 4, 4, 6), torch.full((1, 1), 500.0)
+
+    def flow() -> torch.Tensor:
+        cache = PlainCache(FrameShape.of(model.params, 4, 6))
+        cache.begin(policy.plan(0))
+        return model(x, t, model.encode_text(text), cache)
+
+    as_before = flow().detach()
+    widen(model, 5)
+    assert model.params.ffn_dim == TINY.ffn_dim + 5
+    assert (flow() - as_before).abs().max() <= 64 * torch.finfo(torch.float32).eps * as_before.abs().max()
+    train_within(film_maker, model, [(1, 0)], 5)
+    optimizer = _optimizer(film_maker, weight_decay=0.0)
+    for _ in range(2):  # what the new units add is 0 at first, so that only then do they learn what to take
+        flow().square().sum().backward()
+        optimizer.step(1e-2, 1e-2)
+    changed = set()
+    for name, weight in model.state_dict().items():
+        old = torch.zeros_like(weight)
+        old[tuple(slice(0, size) for size in before[name].shape)] = before[name]
+        places = (weight != old).nonzero()
+        if len(places):
+            changed.add(name)
+        for place in places.tolist():
+            if ".ffn." in name:
+                assert max(place) >= TINY.ffn_dim
+            elif ".o." in name:
+                assert place[1] < model.params.head_dim
+            else:
+                assert place[0] < model.params.head_dim
+    heads = {f"blocks.1.self_attn.{part}" for part in ("q.weight", "k.weight", "v.weight", "o.weight", "norm_q.weight")}
+    assert heads <= changed and {"blocks.0.ffn.0.weight", "blocks.1.ffn.2.weight"} <= changed
+    assert all(".ffn." in name or name.startswith("blocks.1.self_attn.") for name in changed)
+
+
+def drawn_batch(**levers: float) -> tuple[BackboneSettings, backbone.Batch]:
+    """A batch of latentmem, whose camera comes back within it."""
+    plain = dataclasses.replace(TINY, kinds=[0.0, 0.0, 1.0], batch=1, copies=1, frames=48, max_start=24, ahead=0.0)
+    settings = dataclasses.replace(plain, **levers)
+    camera = np.abs((8 * np.arange(48) + 192) % 384 - 192)[None].astype(float)
+    corpus = Corpus(torch.randn(1, 48, 4, 8, 12), camera, np.zeros((1, 48, 3), np.float32), ["a red house"])
+    _, batch = backbone.draw_batch(settings, LATENTMEM, [corpus, corpus], np.random.default_rng(1))
+    return settings, batch
+
+
+def test_blocks_that_are_not_taught_run_their_clean_frames_alone():
+    torch.manual_seed(0)
+    settings, batch = drawn_batch(covering_memory=1.0)
+    model = Backbone(settings, 4)
+    torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
+    noisy, sigma, _ = backbone.draw_noisy(batch.clean, 3, 1, 0.0, np.random.default_rng(0))
+    taught = batch.recalls()
+    assert 0 < taught.sum() < len(taught)
+    with torch.inference_mode():
+        whole = forward(model, batch.captions, batch.clean, noisy, sigma, batch.plans).unflatten(2, (-1, 3))
+        part = forward(model, batch.captions, batch.clean, noisy, sigma, batch.plans, taught=taught).unflatten(
+            2, (-1, 3)
+        )
+    assert_close(part[:, :, taught], whole[:, :, taught], ROUNDINGS)
+    assert (part[:, :, ~taught] == 0).all()
+
+
+def test_anchored_it_learns_only_what_sink_and_memory_alone_show():
+    torch.manual_seed(0)
+    settings, batch = drawn_batch(covering_memory=1.0)
+    model = Backbone(settings, 4)
+    torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
+
+    def loss(batch: backbone.Batch, anchor: Backbone | None, guidance: float = 0.0) -> float:
+        rng = np.random.default_rng(0)
+        return backbone.teacher_forcing_loss(model, settings, batch, batch.clean, rng, guidance, anchor).item()
+
+    nothing = dataclasses.replace(batch, recallable=torch.zeros_like(batch.recallable))
+    everything = dataclasses.replace(batch, recallable=torch.ones_like(batch.recallable))
+    assert loss(nothing, model) == pytest.approx(0, abs=1e-9)
+    assert 0 < loss(batch, model) < loss(batch, None)
+    assert loss(everything, model) == loss(everything, None)
+    assert loss(nothing, model, 0.6) == pytest.approx(0, abs=1e-9)
+    assert loss(everything, None) != loss(everything, model, 0.6) == loss(everything, None, 0.6)
+
+
+def test_parts_alone_can_be_trained(tmp_path):
+    torch.manual_seed(0)
+    camera = np.abs((8 * np.arange(48) + 192) % 384 - 192)[None].astype(float)
+    corpus = Corpus(torch.randn(1, 48, 4, 8, 12), camera, np.zeros((1, 48, 3), np.float32), ["a red house"])
+    settings = dataclasses.replace(TINY, max_start=24, ahead=0.0)
+    few = FewStepSettings(steps=2, parts=["self_attn", "ffn"], batch=1, copies=1, kinds=[0.0, 0.0, 1.0])
+    model = Backbone(settings, 4)
+    torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    after = fewstep.train(model, few, settings, LATENTMEM, [corpus, corpus], tmp_path, 0).state_dict()
+    changed = {name.split(".")[3] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"self_attn", "ffn"}
