@@ -134,12 +134,13 @@ def test_what_is_encoded_is_what_the_caption_says(tmp_path, monkeypatch):
         frames = to_video(videos)[:, ::4]  # [B, F, 3, H, W]
         return adaptive_avg_pool3d(frames, (None, 8, 12))
 
-    monkeypatch.setattr("tinyworld.training.corpus.encode", lambda _, videos: pooled(videos))
+    monkeypatch.setattr("tinyworld.training.corpus.encode", lambda vae, videos: normalised(vae, pooled(videos)))
     paint_galleries(WorldSettings(scenes=5, held_out=1), tmp_path)
     vae = build_vae(VaeSettings(base_dim=8, z_dim=3))
     latent_settings = LatentSettings(clips=4, frames=6, starts=3, start_frames=3, batch=2)
     scenes = load_gallery(tmp_path, "panoramas", 0)
-    for corpus, first in zip(encode_corpus(vae, scenes, latent_settings, tmp_path), (0, 4), strict=True):
+    corpora = encode_corpus(vae, scenes, latent_settings, tmp_path)
+    for corpus, first in zip(corpora, (0, 4), strict=True):
         for i, (latents, text) in enumerate(zip(corpus.latents, corpus.captions, strict=True)):
             clip = Clip(draw_scene(i), draw_shot(first + i), 9)
             assert text == clip.caption
@@ -147,6 +148,11 @@ def test_what_is_encoded_is_what_the_caption_says(tmp_path, monkeypatch):
             # rounded to bfloat16 before and after normalising, each time by up to 2^-8 of a number
             torch.testing.assert_close(latents[:3].float(), due, atol=2**-7 * due.abs().max().item(), rtol=0)
             assert np.array_equal(corpus.camera[i, :3], clip.camera[::4])
+    (tmp_path / "goes on").mkdir()
+    again = encode_corpus(vae, scenes, latent_settings, tmp_path / "goes on", normalise=False)
+    for corpus, before in zip(again, corpora, strict=True):  # a training that goes on sees what the first one saw
+        largest = before.latents.abs().max().item()
+        torch.testing.assert_close(corpus.latents, before.latents, atol=2**-7 * largest, rtol=0)
 
 
 def test_what_the_camera_comes_to_next_is_what_enters_the_view():

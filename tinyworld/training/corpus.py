@@ -53,7 +53,7 @@ def encode_corpus(
     """Encode shots of the painted scenes: [long clips, short ones that only show how a video starts].
 
     Resumes from what was encoded before. The codec's config gets the long clips' mean and standard
-    deviation per channel, unless `normalise` is off and it has them; all latents are normalised by them.
+    deviation per channel, unless `normalise` is off and it has them: then what it encodes is normalised already.
     """
     first_start = settings.clips
     long = _encode(vae, scenes, settings.clips, settings.frames, 0, settings.batch, folder / "long.pt")
@@ -64,13 +64,14 @@ def encode_corpus(
         mean = long.float().mean((0, 1, 3, 4))
         std = long.float().std((0, 1, 3, 4))
         vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
-    return [_corpus(vae, long, 0, scenes), _corpus(vae, short, first_start, scenes)]
+        long, short = normalised(vae, long), normalised(vae, short)
+    return [_corpus(long.to(vae.device), 0, scenes), _corpus(short.to(vae.device), first_start, scenes)]
 
 
 def normalised(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
     """Raw latents [..., C, h, w] to the zero mean and unit deviation that the backbone sees."""
     mean, std = normalisation(vae)  # each [C, 1, 1, 1]
-    return (z.to(vae.device) - mean.squeeze(-1)) / std.squeeze(-1)
+    return ((z.to(vae.device).float() - mean.squeeze(-1)) / std.squeeze(-1)).to(z.dtype)
 
 
 class _Store:
@@ -89,7 +90,7 @@ class _Store:
 def _encode(
     vae: AutoencoderKLWan, scenes: Gallery, clips: int, frames: int, first: int, batch: int, path: Path
 ) -> torch.Tensor:
-    """Raw latents of the shots with seeds first .. first + clips - 1."""
+    """Latents of the shots with seeds first .. first + clips - 1, normalised if the codec has a mean and deviation."""
     store = _Store(torch.zeros(clips, frames, vae.config.z_dim, HEIGHT // 8, VIEW // 8, dtype=torch.bfloat16))
     about = {
         "number of clips": clips,
@@ -110,7 +111,7 @@ def _encode(
     return store.latents
 
 
-def _corpus(vae: AutoencoderKLWan, latents: torch.Tensor, first: int, scenes: Gallery) -> Corpus:
+def _corpus(latents: torch.Tensor, first: int, scenes: Gallery) -> Corpus:
     frames = pixel_frames(latents.shape[1])
     camera, coming, captions = [], [], []
     for clip in range(len(latents)):
@@ -119,4 +120,4 @@ def _corpus(vae: AutoencoderKLWan, latents: torch.Tensor, first: int, scenes: Ga
         camera.append(shot.camera(frames)[::ONE_LATENT])
         coming.append(ahead(scene, shot, frames)[::ONE_LATENT])
         captions.append(caption(meaning(scene, shot)))
-    return Corpus(normalised(vae, latents.float()).bfloat16(), np.stack(camera), np.stack(coming), captions)
+    return Corpus(latents, np.stack(camera), np.stack(coming), captions)
