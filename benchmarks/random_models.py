@@ -38,13 +38,15 @@ def make_text(params, batch: int = 1, device="cpu", dtype=None):
 
 
 def make_model(size: str, device, dtype):
-    """A frozen transformer."""
+    """A frozen transformer, as runs have it."""
     import torch  # late, as below: names of sizes are needed before
 
     from wan.model import CausalWanModel
 
     with torch.device(device):
-        return CausalWanModel(**SIZES[size]).to(dtype).eval().requires_grad_(False)
+        model = CausalWanModel(**SIZES[size]).to(dtype).eval().requires_grad_(False)
+    model.fuse_projections()
+    return model
 
 
 def format_of(size: str):

@@ -10,8 +10,8 @@ from pipeline.config import load_config
 from pipeline.noise import NoiseAhead, SeededNoise
 from pipeline.offload import offload_transformer
 from tests.miniature import PARAMS, randomised
-from wan.feed_forward import TanhGELU
 from wan.fp8 import Fp8Linear, multiply_in_fp8
+from wan.linear import Linear, linear, linear_gelu
 from wan.model import CausalWanModel, shortened
 from wan.norms import modulated
 from wan.params import LatentFormat
@@ -64,13 +64,25 @@ def test_rotation_is_the_formula():
     assert (rotate(x, table) - expected).abs().max() <= 2 * EPS * x.abs().max()
 
 
-def test_gelu_by_a_sigmoid_is_its_tanh_form():
-    x = torch.linspace(-12, 12, 10001)
+@pytest.mark.parametrize("bias", [torch.randn(70), None])
+def test_a_linear_is_its_formula_without_gradients_as_with_them(bias):
+    x, weight = torch.randn(9, 2, 150).transpose(0, 1), torch.randn(70, 150)
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    bound = 150 * EPS * (x.abs() @ weight.abs().T + 5)  # a sum of 150 products, in any order
     with torch.no_grad():
-        fast = TanhGELU()(x)
-    exact = F.gelu(x.double(), approximate="tanh")
-    # rounding of the cubic in the exponent, at most 2 |u| eps of the result, and some four operations
-    assert ((fast - exact).abs() <= 64 * EPS * (exact.abs() + EPS)).all()
+        assert ((linear(x, weight, bias) - exact).abs() <= bound).all()
+    assert ((linear(x, weight, bias) - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_gelu_computed_with_its_linear_is_its_tanh_form(with_gradients):
+    x, weight = torch.linspace(-12, 12, 10001).unsqueeze(1), torch.tensor([[1.0], [-0.5]])
+    bias = torch.tensor([0.0, 0.25])
+    with torch.set_grad_enabled(with_gradients):
+        found = linear_gelu(x, weight, bias)
+    exact = F.gelu(F.linear(x.double(), weight.double(), bias.double()), approximate="tanh")
+    # a kernel's own polynomials for tanh; far to the left the result is the small difference of 1 and of one of them
+    assert ((found - exact).abs() <= 16 * EPS * (1 + exact.abs())).all()
 
 
 def test_a_norm_with_scale_and_shift_of_its_own_is_a_norm_then_scaled_and_shifted():
@@ -93,19 +105,19 @@ def test_noise_drawn_ahead_is_the_noise(monkeypatch):
 
 
 def test_products_in_fp8_are_those_of_numbers_rounded_to_it():
-    linear, x = torch.nn.Linear(64, 32), torch.randn(2, 5, 64) * torch.tensor([1e-3, 1e3]).view(2, 1, 1)
-    exact = linear(x)
-    found = Fp8Linear(linear)(x)
+    layer, x = Linear(64, 32), torch.randn(2, 5, 64) * torch.tensor([1e-3, 1e3]).view(2, 1, 1)
+    exact = layer(x)
+    found = Fp8Linear(layer)(x)
     # three bits behind the first: a number is off by 2^-4 of itself at most, or by 2^-10 where it is below 2^-6, of the
     # row's scale, which is a 448th of its largest; and so each product of two
-    sizes = x.abs() @ linear.weight.abs().T
-    small = x.abs().amax(-1, keepdim=True) * linear.weight.abs().sum(1) + x.abs().sum(-1, keepdim=True)
+    sizes = x.abs() @ layer.weight.abs().T
+    small = x.abs().amax(-1, keepdim=True) * layer.weight.abs().sum(1) + x.abs().sum(-1, keepdim=True)
     bound = (2 * 2**-4 + 2**-8) * sizes + 2**-10 / 448 * 2 * small
     assert ((found - exact).abs() <= bound).all()
     assert (found - exact).abs().max() > 0
-    blocks = torch.nn.ModuleDict({"a": linear, "b": torch.nn.Linear(20, 20)})
+    blocks = torch.nn.ModuleDict({"a": layer, "b": Linear(20, 20)})
     multiply_in_fp8(blocks)
-    assert type(blocks["a"]) is Fp8Linear and type(blocks["b"]) is torch.nn.Linear
+    assert type(blocks["a"]) is Fp8Linear and type(blocks["b"]) is Linear
 
 
 WINDOW = {"local_attn_size": 8, "sink_size": 1}
@@ -131,7 +143,8 @@ def test_one_graph_without_a_break_serves_all_layers_and_contexts(offloaded):
     model.compile_blocks(backend="eager", fullgraph=True)
     if offloaded:
         offload_transformer(model, torch.device("cpu"))
-    assert torch.equal(generated(model), plain)
+    # what is compiled has other kernels for its products; a rollout's errors of rounding add up to some 4e-7 of it
+    assert (generated(model) - plain).abs().max() <= 1e-5 * plain.abs().max()
     assert counters["stats"]["unique_graphs"] == 2  # and of the last layer's part in what only leaves keys and values
     assert not counters["graph_break"]
 

@@ -46,7 +46,7 @@ def scaled(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def multiply_in_fp8(module: nn.Module) -> None:
     """Replace the linears within a module whose sizes allow it; those of a LoRA that is not merged stay."""
     for name, child in list(module.named_children()):
-        if type(child) is nn.Linear and not (child.in_features % MULTIPLE or child.out_features % MULTIPLE):
+        if isinstance(child, nn.Linear) and not (child.in_features % MULTIPLE or child.out_features % MULTIPLE):
             setattr(module, name, Fp8Linear(child))
         elif not name.startswith("lora_"):
             multiply_in_fp8(child)

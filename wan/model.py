@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from wan.attention import NATIVE, attend_here, attention, find_backend, seat
 from wan.exchange import ALONE, Exchange
-from wan.feed_forward import FeedForward, TanhGELU, is_plain
+from wan.linear import FeedForward, Linear, is_plain, linear
 from wan.norms import AddNorm, RMSNorm, gated, modulated
 from wan.params import WanParams
 
@@ -201,7 +201,7 @@ class Block(nn.Module):
         self.norm3 = AddNorm(dim, eps)
         self.cross_attn = CrossAttention(dim, num_heads, eps)
         self.norm2 = AddNorm(dim, eps, elementwise_affine=False)
-        self.ffn = FeedForward(nn.Linear(dim, ffn_dim), TanhGELU(), nn.Linear(ffn_dim, dim))
+        self.ffn = FeedForward(Linear(dim, ffn_dim), nn.GELU("tanh"), Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(
@@ -225,10 +225,10 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.backend = NATIVE
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.o = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.k = Linear(dim, dim)
+        self.v = Linear(dim, dim)
+        self.o = Linear(dim, dim)
         self.norm_q = RMSNorm(dim, eps)
         self.norm_k = RMSNorm(dim, eps)
 
@@ -251,16 +251,16 @@ class SelfAttention(Attention):
 
     def fuse(self) -> None:
         """See `CausalWanModel.fuse_projections`."""
-        linears = (self.q, self.k, self.v)
-        for linear in linears:
-            if not is_plain(linear):
+        parts = (self.q, self.k, self.v)
+        for part in parts:
+            if not is_plain(part):
                 return
-        weight = torch.cat([linear.weight.data for linear in linears])
-        bias = torch.cat([linear.bias.data for linear in linears])
-        for place, linear in enumerate(linears):
-            rows = slice(place * linear.out_features, (place + 1) * linear.out_features)
-            linear.weight.data = weight[rows]
-            linear.bias.data = bias[rows]
+        weight = torch.cat([part.weight.data for part in parts])
+        bias = torch.cat([part.bias.data for part in parts])
+        for place, part in enumerate(parts):
+            rows = slice(place * part.out_features, (place + 1) * part.out_features)
+            part.weight.data = weight[rows]
+            part.bias.data = bias[rows]
         self.fused = (weight, bias)
 
     def _apply(self, *arguments, **keywords) -> nn.Module:
@@ -275,7 +275,7 @@ class SelfAttention(Attention):
         if self.fused is None:
             q, k, v = self.q(x), self.k(x), self.v(x)
         else:
-            q, k, v = F.linear(x, *self.fused).chunk(3, dim=-1)
+            q, k, v = linear(x, *self.fused).chunk(3, dim=-1)
         return self.heads(self.norm_q(q)), self.heads(self.norm_k(k)), self.heads(v)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from pipeline import noise
 from pipeline.bank import tiers
 from utils import streams
 from wan import kernels, model, norms
+from wan.linear import Linear
 
 
 @contextmanager
@@ -206,7 +207,7 @@ def _of_kernels(gpu) -> list[tuple]:
         (norms, "is_fast", lambda x: x.device.type == "cuda"),
         (norms, "norm_rows", norm_rows),
         (torch, "_addmm_activation", addmm_activation),
-        (model, "is_plain", lambda linear: type(linear) is torch.nn.Linear),  # whose weights are FakeTensors
+        (model, "is_plain", lambda linear: type(linear) is Linear),  # whose weights are FakeTensors
     ]
 
 

@@ -32,7 +32,7 @@ def use_bf16_matmul(model: nn.Module) -> None:
     """Put a `Bf16Linear` in place of every linear layer within `model`."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if isinstance(child, nn.Linear):
                 setattr(parent, name, Bf16Linear.of(child))
 
 

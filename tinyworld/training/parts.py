@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from wan.linear import Linear
 from wan.model import CausalWanModel
 
 Mask = tuple[nn.Parameter, torch.Tensor]  # a weight, and where it is trained
@@ -18,8 +19,8 @@ def widen(model: CausalWanModel, units: int) -> None:
     """Give each feed-forward layer so many more hidden units, which add nothing to what it computes yet."""
     for block in model.blocks:
         first, _, last = block.ffn
-        wider = nn.Linear(first.in_features, first.out_features + units)
-        back = nn.Linear(last.in_features + units, last.out_features)
+        wider = Linear(first.in_features, first.out_features + units)
+        back = Linear(last.in_features + units, last.out_features)
         with torch.no_grad():
             wider.weight[: first.out_features] = first.weight
             wider.bias[: first.out_features] = first.bias
