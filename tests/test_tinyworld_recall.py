@@ -6,20 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.frames import FrameShape
-from pipeline.plain import PlainCache
 from tests.close import assert_close
 from tests.miniature import ROUNDINGS
-from tests.test_tinyworld_training import LATENTMEM, POLICIES, TINY
+from tests.test_tinyworld_training import LATENTMEM, TINY
 from tinyworld.training import backbone, contexts, fewstep
 from tinyworld.training.backbone import Backbone, forward
 from tinyworld.training.corpus import Corpus
 from tinyworld.training.lookup import Lookup
-from tinyworld.training.optimise import _optimizer
-from tinyworld.training.parts import train_within, widen
 from tinyworld.training.settings import (
     BackboneSettings,
-    FewStepSettings,
 )
 from tinyworld.training.teacher_forcing import BlockPlan, TeacherForcing
 
@@ -144,47 +139,6 @@ def test_two_steps_with_each_lever_differ_from_two_steps_without():
     assert len({tuple(pair) for pair in losses}) == 1 + len(LEVERS)
 
 
-def test_a_wider_backbone_computes_the_same_and_a_step_changes_the_named_heads_and_the_new_units_alone():
-    film_maker = Backbone(TINY, 4)
-    model = film_maker.model
-    torch.nn.init.normal_(model.head.head.weight, std=0.1)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    policy, text = POLICIES["native"], torch.randn(1, TINY.text_len, TINY.text_dim)
-    x, t = torch.randn(1, 3, 4, 4, 6), torch.full((1, 1), 500.0)
-
-    def flow() -> torch.Tensor:
-        cache = PlainCache(FrameShape.of(model.params, 4, 6))
-        cache.begin(policy.plan(0))
-        return model(x, t, model.encode_text(text), cache)
-
-    as_before = flow().detach()
-    widen(model, 5)
-    assert model.params.ffn_dim == TINY.ffn_dim + 5
-    assert (flow() - as_before).abs().max() <= 64 * torch.finfo(torch.float32).eps * as_before.abs().max()
-    train_within(film_maker, model, [(1, 0)], 5)
-    optimizer = _optimizer(film_maker, weight_decay=0.0)
-    for _ in range(2):  # what the new units add is 0 at first, so that only then do they learn what to take
-        flow().square().sum().backward()
-        optimizer.step(1e-2, 1e-2)
-    changed = set()
-    for name, weight in model.state_dict().items():
-        old = torch.zeros_like(weight)
-        old[tuple(slice(0, size) for size in before[name].shape)] = before[name]
-        places = (weight != old).nonzero()
-        if len(places):
-            changed.add(name)
-        for place in places.tolist():
-            if ".ffn." in name:
-                assert max(place) >= TINY.ffn_dim
-            elif ".o." in name:
-                assert place[1] < model.params.head_dim
-            else:
-                assert place[0] < model.params.head_dim
-    heads = {f"blocks.1.self_attn.{part}" for part in ("q.weight", "k.weight", "v.weight", "o.weight", "norm_q.weight")}
-    assert heads <= changed and {"blocks.0.ffn.0.weight", "blocks.1.ffn.2.weight"} <= changed
-    assert all(".ffn." in name or name.startswith("blocks.1.self_attn.") for name in changed)
-
-
 def drawn_batch(**levers: float) -> tuple[BackboneSettings, backbone.Batch]:
     """A batch of latentmem, whose camera comes back within it."""
     plain = dataclasses.replace(TINY, kinds=[0.0, 0.0, 1.0], batch=1, copies=1, frames=48, max_start=24, ahead=0.0)
@@ -210,36 +164,3 @@ def test_blocks_that_are_not_taught_run_their_clean_frames_alone():
         )
     assert_close(part[:, :, taught], whole[:, :, taught], ROUNDINGS)
     assert (part[:, :, ~taught] == 0).all()
-
-
-def test_anchored_it_learns_only_what_sink_and_memory_alone_show():
-    torch.manual_seed(0)
-    settings, batch = drawn_batch(covering_memory=1.0)
-    model = Backbone(settings, 4)
-    torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
-
-    def loss(batch: backbone.Batch, anchor: Backbone | None, guidance: float = 0.0) -> float:
-        rng = np.random.default_rng(0)
-        return backbone.teacher_forcing_loss(model, settings, batch, batch.clean, rng, guidance, anchor).item()
-
-    nothing = dataclasses.replace(batch, recallable=torch.zeros_like(batch.recallable))
-    everything = dataclasses.replace(batch, recallable=torch.ones_like(batch.recallable))
-    assert loss(nothing, model) == pytest.approx(0, abs=1e-9)
-    assert 0 < loss(batch, model) < loss(batch, None)
-    assert loss(everything, model) == loss(everything, None)
-    assert loss(nothing, model, 0.6) == pytest.approx(0, abs=1e-9)
-    assert loss(everything, None) != loss(everything, model, 0.6) == loss(everything, None, 0.6)
-
-
-def test_parts_alone_can_be_trained(tmp_path):
-    torch.manual_seed(0)
-    camera = np.abs((8 * np.arange(48) + 192) % 384 - 192)[None].astype(float)
-    corpus = Corpus(torch.randn(1, 48, 4, 8, 12), camera, np.zeros((1, 48, 3), np.float32), ["a red house"])
-    settings = dataclasses.replace(TINY, max_start=24, ahead=0.0)
-    few = FewStepSettings(steps=2, parts=["self_attn", "ffn"], batch=1, copies=1, kinds=[0.0, 0.0, 1.0])
-    model = Backbone(settings, 4)
-    torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    after = fewstep.train(model, few, settings, LATENTMEM, [corpus, corpus], tmp_path, 0).state_dict()
-    changed = {name.split(".")[3] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"self_attn", "ffn"}

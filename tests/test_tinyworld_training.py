@@ -231,7 +231,7 @@ def test_clips_shorter_than_a_training_sequence_are_refused(wrong):
         "backbone.wrong_memory=1.5", "world.first=-1", "backbone.most_memory=7", "backbone.muon_lr=nan",
         "backbone.ema=1", "fewstep.own=2",
         "fewstep.guidance=inf", "backbone.decay=1e9", "backbone.lookup=1", "fewstep.recall_only=1",
-        "fewstep.added_units=8", "backbone.strange_memory=0.5", "generates=configs/none.yaml", "seed=-1",
+        "backbone.strange_memory=0.5", "generates=configs/none.yaml", "seed=-1",
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_refused_in_one_line_before_anything_is_written(wrong, tmp_path, monkeypatch):

@@ -180,15 +180,13 @@ def teacher_forcing_loss(
     context: torch.Tensor,
     rng: np.random.Generator,
     guidance: float = 0.0,
-    anchor: Backbone | None = None,
     taught: Sequence[bool] | None = None,
 ) -> torch.Tensor:
     """Mean error of the predicted flow over all noisy blocks, each after the `context` frames of its plan.
 
     The weight makes it the error of x0 weighted by min(1 / sigma^2, 4). With `guidance` g the target moves on
     by g times what the caption changed (arXiv 2502.12154): the flow that is learned is classifier-free
-    guidance of scale 1 / (1 - g), at the price of one forward a step. With an `anchor` the target is its flow
-    but for the columns that only sink or memory show.
+    guidance of scale 1 / (1 - g), at the price of one forward a step.
 
     Args:
         taught: which blocks count; None: all.
@@ -205,10 +203,6 @@ def teacher_forcing_loss(
         with torch.no_grad():
             without_caption = forward(backbone, [""] * len(context), context, noisy, sigma, batch.plans, taught=taught)
             target = target + guidance * (flow - without_caption)
-    if anchor:
-        with torch.no_grad():
-            as_before = forward(anchor, batch.captions, context, noisy, sigma, batch.plans, taught=taught)
-            target = torch.where(recallable, target, as_before)
     follows = np.diff(batch.frames, prepend=-1)[:: batch.block] == 1  # after a gap a block cannot know where it is
     counted = torch.from_numpy(follows if taught is None else follows & taught).to(flow.device)
     weight = (4 * sigma.square()).clamp_max(1.0) * counted.repeat_interleave(batch.block)[:, None, None, None]

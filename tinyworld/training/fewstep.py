@@ -9,7 +9,6 @@ In a rollout, too, what was seen last is an invented continuation where a place 
 holds the true one. So in a share of the sequences all that is late is invented, and all before it true.
 """
 
-from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -28,8 +27,7 @@ from tinyworld.training.backbone import (
     teacher_forcing_loss,
 )
 from tinyworld.training.corpus import Corpus
-from tinyworld.training.optimise import WEIGHT_DECAY, optimise
-from tinyworld.training.parts import train_only, train_within, widen
+from tinyworld.training.optimise import optimise
 from tinyworld.training.settings import BackboneSettings, FewStepSettings
 from tinyworld.training.state import digest, generator, normal, under
 from tinyworld.training.teacher_forcing import BlockPlan
@@ -55,12 +53,6 @@ def train(
         "latents": digest(corpus.latents for corpus in corpora),
         "backbone": digest(backbone.state_dict().values()),
     }
-    anchor = deepcopy(backbone).requires_grad_(False).eval() if few.anchored else None
-    if few.heads_only:
-        widen(backbone.model, few.added_units)
-        train_within(backbone, backbone.model, settings.taught_heads(), few.added_units)
-    elif few.parts:
-        train_only(backbone, backbone.model, few.parts)
     settings = few_step_settings(few, settings)
 
     def loss(step: int) -> tuple[str, torch.Tensor]:
@@ -73,13 +65,12 @@ def train(
             if rng.random() < few.invented:
                 context = invented_context(backbone, settings, batch, context, rng)
         taught = batch.recalls() if rng.random() < few.recall_only else None
-        return kind, teacher_forcing_loss(backbone, settings, batch, context, rng, few.guidance, anchor, taught)
+        return kind, teacher_forcing_loss(backbone, settings, batch, context, rng, few.guidance, taught)
 
     def rate(step: int) -> float:
         return 1 - step / few.steps
 
-    decay = 0.0 if few.heads_only else WEIGHT_DECAY
-    return optimise(backbone, settings, few.steps, rate, loss, folder / "fewstep", about, decay)
+    return optimise(backbone, settings, few.steps, rate, loss, folder / "fewstep", about)
 
 
 def few_step_settings(few: FewStepSettings, settings: BackboneSettings) -> BackboneSettings:

@@ -26,14 +26,13 @@ def optimise(
     loss: Callable[[int], tuple[str, torch.Tensor]],
     name: Path,
     about: dict[str, Any],
-    weight_decay: float = WEIGHT_DECAY,
 ) -> B:
     """Take `steps` steps on `loss`, which gives a step's kind and value; the averaged weights come back.
 
     State and curves are kept as `name`.pt and `name`.csv, the state with what it depends on, `about`.
     """
     average = AveragedModel(backbone.train(), multi_avg_fn=_average(settings.ema))
-    optimizer = _optimizer(backbone, weight_decay)
+    optimizer = _optimizer(backbone)
     parts = {"backbone": backbone, "average": average, "optimizer": optimizer}
     checkpoint = Checkpoint(name.with_suffix(".pt"), parts, about)
     log = Log(name.with_suffix(".csv"))
@@ -59,17 +58,15 @@ def optimise(
     return average.module.eval()
 
 
-def _optimizer(backbone: nn.Module, weight_decay: float) -> MuonAdamW:
+def _optimizer(backbone: nn.Module) -> MuonAdamW:
     """Muon for the matrices of the transformer's blocks."""
     matrices, others = [], []
     for name, parameter in backbone.named_parameters():
-        if not parameter.requires_grad:
-            continue
         if name.startswith("model.blocks.") and parameter.ndim == 2:
             matrices.append(parameter)
         else:
             others.append(parameter)
-    return MuonAdamW(matrices, others, weight_decay)
+    return MuonAdamW(matrices, others, WEIGHT_DECAY)
 
 
 def _average(decay: float) -> Callable:

@@ -6,10 +6,9 @@ from pipeline.config import load_config
 from pipeline.context import ContextPolicy
 from tinyworld.world.film import HELD_OUT
 from utils.errors import UserError
-from utils.settings import Settings, require_choice, setting
+from utils.settings import Settings, setting
 
 STEPS = ("start", "native", "latentmem")  # kinds of the backbone's steps
-PARTS = ("self_attn", "cross_attn", "ffn", "modulation")  # of a block of the transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,25 +187,10 @@ class FewStepSettings(Settings):
         "while the frames before them stay true", at_least=0, at_most=1,
     )  # fmt: skip
     guidance: float = setting(0.0, "how far the target is moved towards what the caption changes", at_least=0, below=1)
-    anchored: bool = setting(
-        False, "the target is the truth, moved on by the guidance, in what sink and memory alone show; elsewhere it is "
-        "what the weights predict that the training started from",
-    )  # fmt: skip
     recall_only: float = setting(
         0.0, "share of the steps that train only the blocks to which sink and memory alone show something",
         at_least=0, at_most=1,
     )  # fmt: skip
-    parts: list[str] = setting(
-        [], "parts of the transformer's blocks that are trained, such as self_attn and ffn; all weights if empty"
-    )
-    heads_only: bool = setting(
-        False, "of the weights that there are, only those of the heads that `backbone.lookup` teaches are trained"
-    )
-    added_units: int = setting(
-        0,
-        "heads_only: hidden units that each feed-forward layer gets beside its own, which are trained too",
-        at_least=0,
-    )
     muon_lr: float = setting(4e-3, "first learning rate of the blocks' matrices; it falls to zero", above=0)
     adam_lr: float = setting(2e-3, "first learning rate of all else; it falls to zero", above=0)
     kinds: list[float] = setting([0.6, 0.2, 0.2], "as in backbone", at_least=0)
@@ -218,12 +202,6 @@ class FewStepSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_shares("fewstep.kinds", self.kinds)
-        for part in self.parts:
-            require_choice("fewstep.parts", part, PARTS)
-        if self.heads_only and self.parts:
-            raise UserError(f"fewstep.parts {self.parts} and fewstep.heads_only both say what is trained; set one")
-        if self.added_units and not self.heads_only:
-            raise UserError(f"fewstep.added_units {self.added_units} goes with fewstep.heads_only=true alone")
 
 
 @dataclass(frozen=True, kw_only=True)
