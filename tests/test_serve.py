@@ -374,6 +374,7 @@ def test_the_page_in_a_real_browser(server, folder, tmp_path):
         browser.open(server.address)
         browser.until(f"document.querySelectorAll('#takes .take').length === {count}")
         browser.type("#prompt", PROMPT)
+        browser.type("#seconds", "30")  # so that it does not end before it is cancelled
         browser.click("#make")
         browser.until("!document.querySelector('#make-controls').hidden")
         browser.click("#stop")
