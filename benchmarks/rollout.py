@@ -15,6 +15,7 @@ from pipeline.noise import SeededNoise
 from pipeline.pipeline import leaving_frames
 from pipeline.plain import PlainCache
 from pipeline.policies import RetrievedMemory, SlidingWindow
+from pipeline.replay import Replay
 from pipeline.retrieval import Retrieval
 from pipeline.sampler import FlowSchedule, Sampler
 from wan.model import CausalWanModel
@@ -64,6 +65,7 @@ class Rollout:
         schedule = FlowSchedule()
         steps = schedule.steps([1000 - i * 1000 // config.steps for i in range(config.steps)], warp=True)
         text = make_text(params, batch, device, dtype)
+        graphs = config.cuda_graphs and device.type == "cuda" and not name.endswith(PLAIN) and not config.compile
         self.device = device
         self.flops = block_flops(params, shape.tokens(), policy.local_attn_size, config.steps) * batch
         self.copied: list[int] = []
@@ -78,6 +80,7 @@ class Rollout:
             shape=(batch, policy.block, *latent),
             device=device,
             frames=frames,
+            replay=Replay() if graphs else None,
         )
 
     def step(self) -> LatentBlock:

@@ -43,6 +43,7 @@ class BenchmarkConfig(Settings):
     dtype: str = setting("auto", "of the models", choices=("auto", "float32", "bfloat16"))
     attention_backend: str = setting("native", "one of diffusers' attention backends")
     compile: bool = setting(False, "compile the transformer's blocks")
+    cuda_graphs: bool = setting(True, "on a GPU, queue the denoising forwards of a full window as one graph")
     seed: int = setting(0, "of all noise", at_least=-(2**63), at_most=2**64 - 1)
     bank: BankSettings = setting(BankSettings, "the frames outside the window")
     output: str = setting("runs/benchmark.json", "where the JSON goes", writes=True)

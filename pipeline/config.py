@@ -180,6 +180,9 @@ class PlacementSettings(Settings):
     )
     attention_backend: str = setting("native", "one of diffusers' attention backends")
     compile: bool = setting(False, "compile the transformer's blocks: slower to start, faster after")
+    cuda_graphs: bool = setting(
+        True, "on a GPU, queue the denoising forwards of a full window as one graph", place=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 
 from pipeline.frames import FrameShape
-from wan.rope import Table, rope_table, rotate_into
+from wan.kernels import put
+from wan.rope import Table, rope_table
 
 
 class Placed(NamedTuple):
@@ -25,6 +25,7 @@ class ContextBuffer:
 
     Attributes:
         kv: [2, layers, B, heads, tokens, head_dim]: each head's keys lie side by side, as attention reads them.
+        room: tokens that it holds.
         written: bytes of whole pieces that were written into it so far.
 
     Args:
@@ -33,8 +34,8 @@ class ContextBuffer:
 
     def __init__(self, shape: FrameShape, pools: Sequence[int], device: torch.device | str, dtype: torch.dtype) -> None:
         self.shape = shape
-        room = sum(shape.tokens(pool) for pool in pools)
-        dims = (2, shape.layers, shape.batch, shape.heads, room, shape.head_dim)
+        self.room = sum(shape.tokens(pool) for pool in pools)
+        dims = (2, shape.layers, shape.batch, shape.heads, self.room, shape.head_dim)
         self.kv = torch.empty(dims, device=device, dtype=dtype)
         self.written = 0
         self.placed: list[dict[int, Placed]] = [{} for _ in range(shape.batch)]  # of each sample, by offset in tokens
@@ -58,11 +59,11 @@ class ContextBuffer:
         for sample in samples:
             self.displace(sample, span.start, span.stop)
             self.placed[sample][offset] = what
-        keys, values = rearrange(read(), "b two l n h d -> two l b n h d")
-        room = self.kv[:, :, samples.start : samples.stop, :, span].transpose(3, 4)
-        rotate_into(room[0], keys, self.table(what.position, what.pool))
-        room[1] = values
-        self.written += 2 * keys.nbytes
+        table = self.table(what.position, what.pool)
+        for sample, (k, v) in zip(samples, read(), strict=True):
+            keys, values = self.kv[:, :, sample, :, span].transpose(2, 3)  # [layers, tokens, heads, head_dim] each
+            put(k, v, table, keys, values)
+            self.written += 2 * k.nbytes
 
     def write(self, layer: int, offset: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write one layer's tokens [B, tokens, heads, head_dim] as they are, at an offset that is free for them."""

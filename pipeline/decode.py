@@ -64,12 +64,22 @@ class DecodeThread(Background):
     """
 
     def __init__(self, device: torch.device, in_turn: bool) -> None:
-        self.side, self.in_turn = SideStream(device, "decode"), in_turn
+        self.device, self.side, self.in_turn = device, SideStream(device, "decode"), in_turn
         super().__init__(self.side.use_device, depth=0 if in_turn else 2)
 
     def take(self, work: Callable[[LatentBlock, AbstractContextManager], None], block: LatentBlock) -> None:
         """Call `work` with a block, and with a context within which the block is finished on the device."""
-        self.do(work, block, nullcontext() if self.in_turn else self.side.after_now())
+        if not self.in_turn:
+            self.do(work, block, self.side.after_now())
+            return
+        self._hand_over()
+        self.do(work, block, nullcontext())
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give back what the allocator keeps: forwards and decoding take pieces of other sizes."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 DECODERS = {AutoencoderKLWan: StreamingDecoder, TAEHV: StreamingTAEHV}

@@ -172,6 +172,17 @@ class KVCache:
         bias = self._bias(layer) if self.bias is not None else None
         return Attended(rotated_q, keys[:, : self.stop], values[:, : self.stop], bias)
 
+    def replayable(self) -> tuple[int, int] | None:
+        """Where the block's own tokens and their rotations lie, if the next forwards differ in numbers alone.
+
+        None where they do not: before the window is full, where a forward is kept, where pieces are merged or biased.
+        """
+        if self.committing or self.merged is not None or self.bias is not None:
+            return None
+        if self.stop < self.context.room:
+            return None
+        return self.start, self.own_table.data_ptr()
+
     def _bias(self, layer: int) -> torch.Tensor | None:
         """What is added to the logits of this forward."""
         if layer == 0 and not self.committing:
@@ -258,7 +269,11 @@ class KVCache:
         for piece in own:
             self.stop += self.shape.tokens(piece.pool)
             tables.append(self.context.table(piece.position, piece.pool))
-        self.own_table = torch.cat(tables)
+        table = torch.cat(tables)
+        if self.own_table is not None and self.own_table.shape == table.shape:
+            self.own_table.copy_(table)  # a forward that is replayed reads it where it lies
+        else:
+            self.own_table = table
         for sample in range(self.shape.batch):
             self.context.displace(sample, self.start, self.stop)
 

@@ -10,9 +10,10 @@ from pipeline.autoencoders import Read
 from pipeline.bank.bank import Shares, share_out
 from pipeline.bank.codec import build_codec
 from pipeline.config import RunConfig
-from pipeline.footprint import CUDA_BYTES, GB, Free, MemoryPlan, Part, Phase, placed, transformer_work
+from pipeline.footprint import ALLOCATOR_GAPS, CUDA_BYTES, GB, Free, MemoryPlan, Part, Phase, placed, transformer_work
 from pipeline.frames import FrameShape
 from pipeline.kv_cache import KVCache, ring_frames
+from pipeline.replay import can_replay
 from pipeline.weight_stream import places_for
 from utils.processes import leads, per_video
 from wan.params import WanParams
@@ -71,12 +72,17 @@ class Needs:
         context += 2 * params.num_layers * config.batch_size * params.text_len * params.dim * item  # the text's
         decoder = sum(tensor.numel() for tensor in distinct(self.vae.tensors).values()) * item * leads()
         past = self.vae.past_bytes(*picture, item) * leads()
-        return (
+        parts = (
             self._transformer(),
             placed(gpu, "context's keys and values", context, LOWER_WINDOW),
             placed(gpu, "VAE's weights", decoder, LOWER_PICTURE),
             placed(gpu, "VAE's past", past, f"use vae: tiny, or {LOWER_PICTURE}"),
             *self._working(shape, self.vae.working_bytes(*picture, item) * leads()),
+        )
+        gaps = 0 if config.preset.in_turn else sum(part.device for part in parts) * ALLOCATOR_GAPS // 100
+        return (
+            *parts,
+            Part("gaps between tensors", gaps, estimated=True),
             Part("CUDA's context and workspaces", CUDA_BYTES if gpu else 0, estimated=True),
         )
 
@@ -85,6 +91,8 @@ class Needs:
         config, params = self.config, self.params
         tokens = -(-config.num_frame_per_block * shape.tokens() * config.batch_size // per_video())
         forward = transformer_work(tokens, params.dim, params.ffn_dim, shape.nbytes(self.dtype), self.dtype.itemsize)
+        if can_replay(config, self.gpu):
+            forward *= 2  # one that is replayed keeps memory of its own
         if config.preset.in_turn:
             most = max(forward, decoding)
             name = "working memory of the transformer, then of the VAE"

@@ -22,6 +22,7 @@ from pipeline.kv_cache import Cache, KVCache, ring_frames
 from pipeline.latents import open_latents
 from pipeline.noise import NoiseSource, SeededNoise
 from pipeline.record import COMMITTED_BY, content
+from pipeline.replay import Replay
 from pipeline.retrieval import Index, Retrieval
 from pipeline.sampler import Sampler
 from pipeline.samples import Sample
@@ -52,6 +53,7 @@ class Pipeline:
         embed: prompts -> embeddings, for those that are not in `embeddings` yet.
         embeddings: prompt -> [text_len, text_dim].
         group: the processes that make each generation together.
+        replays: queue the denoising forwards of a full window as one CUDA graph.
     """
 
     config: RunConfig
@@ -66,6 +68,7 @@ class Pipeline:
     embed: Embed | None = None
     embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
     group: Group = field(default_factory=Group)
+    replays: bool = False
 
     def start(self, samples: Samples, noise: NoiseSource | None = None) -> Generation:
         """One batch of samples, ready for its first block.
@@ -151,6 +154,7 @@ class Pipeline:
             frames=config.num_output_frames,
             embed=self.prompt_embeds,
             about=self.about,
+            replay=Replay() if self.replays else None,
         )
 
     def about(self) -> dict[str, Any]:

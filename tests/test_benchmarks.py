@@ -32,7 +32,7 @@ def test_both_methods_and_their_plain_ways_are_measured():
 def test_nothing_is_waited_for_within_a_turn_on_a_gpu():
     with FakeGPU().installed() as gpu:
         model = make_model(1, gpu.device)
-        config = BenchmarkConfig(size="1.3b", height=480, width=832, blocks=2, steps=1)
+        config = BenchmarkConfig(size="1.3b", height=480, width=832, blocks=2, steps=1, cuda_graphs=False)
         rollout = Rollout("native", TURN, config, model, gpu.device, torch.bfloat16)
         gpu.take()
         seconds = Turns(2, gpu.device).take({"native": rollout})

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -95,11 +95,16 @@ def wait(event: torch.cuda.Event) -> None:
 
 def make_ahead(device: torch.device, makers: Sequence[Callable[[], T]]) -> list[Future[T]]:
     """Call the makers in a thread, one after another, beside what this one does."""
-    ready = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
-    pool = ThreadPoolExecutor(1, initializer=ready)
-    made = [pool.submit(maker) for maker in makers]
+    pool = ThreadPoolExecutor(1)
+    made = [pool.submit(_make_on, device, maker) for maker in makers]
     pool.shutdown(wait=False)  # the thread ends with the last of them
     return made
+
+
+def _make_on(device: torch.device, maker: Callable[[], T]) -> T:
+    """Call it with the device as the thread's current one."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return maker()
 
 
 @cache

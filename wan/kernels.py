@@ -1,4 +1,4 @@
-"""A forward's own queries, keys and values: rotated and put where attention reads them, in one pass over memory.
+"""Queries, keys and values: rotated and put where attention reads them, in one pass over memory.
 
 On a GPU that Triton knows this is one kernel; elsewhere, and as what the kernel is held equal to, the plain way.
 """
@@ -47,9 +47,17 @@ def take_own(
     keys, values = context[:, layer, :, :, start : start + k.shape[1]].transpose(2, 3)  # [B, T, heads, head_dim] each
     if is_fast(q):
         return rotate_write(q, k, v, table, keys, values)
-    rotate_into(keys, k, table)
-    values.copy_(v)
+    put(k, v, table, keys, values)
     return rotate(q, table)
+
+
+def put(k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """`keys` and `values` become k rotated, and v; all [B, T, heads, head_dim], the table is one for all of B."""
+    if is_fast(k):
+        rotate_write(None, k, v, table, keys, values)
+    else:
+        rotate_into(keys, k, table)
+        values.copy_(v)
 
 
 def is_fast(x: torch.Tensor) -> bool:
@@ -59,20 +67,28 @@ def is_fast(x: torch.Tensor) -> bool:
 
 
 def rotate_write(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-) -> torch.Tensor:
-    """One kernel: `keys` and `values` [B, T, heads, head_dim] become k rotated, and v; returns q rotated."""
-    batch, tokens, heads, head_dim = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    q: torch.Tensor | None,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    table: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> torch.Tensor | None:
+    """One kernel: `keys` and `values` [B, T, heads, head_dim] become k rotated, and v; returns q, if any, rotated."""
+    batch, tokens, heads, head_dim = k.shape
+    has_q = q is not None
+    q = q if has_q else k
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if has_q else keys
     strides = []
     for x in (q, k, v, out, keys, values):
         assert x.stride(-1) == 1
         strides += x.stride()[:3]
     grid = (triton.cdiv(tokens, TOKENS), heads, batch)
     _rotate_write[grid](
-        q, k, v, torch.view_as_real(table), out, keys, values, *strides, tokens, HEAD_DIM=head_dim, TOKENS=TOKENS
+        q, k, v, torch.view_as_real(table), out, keys, values, *strides, tokens,
+        HAS_Q=has_q, HEAD_DIM=head_dim, TOKENS=TOKENS,
     )  # fmt: skip
-    return out
+    return out if has_q else None
 
 
 if triton is not None:
@@ -89,7 +105,7 @@ if triton is not None:
         q, k, v, table, q_out, k_out, v_out,
         q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
         qo_batch, qo_token, qo_head, ko_batch, ko_token, ko_head, vo_batch, vo_token, vo_head,
-        tokens, HEAD_DIM: tl.constexpr, TOKENS: tl.constexpr,
+        tokens, HAS_Q: tl.constexpr, HEAD_DIM: tl.constexpr, TOKENS: tl.constexpr,
     ):  # fmt: skip
         """A program takes TOKENS tokens of one head of one sample."""
         token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
@@ -100,9 +116,10 @@ if triton is not None:
         token = token[:, None]
         turn = tl.load(table + token * HEAD_DIM + channel, mask=inside, other=0.0)
         cos, sin = tl.split(tl.reshape(turn, (TOKENS, HEAD_DIM // 2, 2)))
-        x = tl.load(q + sample * q_batch + token * q_token + head * q_head + channel, mask=inside, other=0.0)
-        place = q_out + sample * qo_batch + token * qo_token + head * qo_head + channel
-        tl.store(place, _turned(x, cos, sin, TOKENS, HEAD_DIM).to(x.dtype), mask=inside)
+        if HAS_Q:
+            x = tl.load(q + sample * q_batch + token * q_token + head * q_head + channel, mask=inside, other=0.0)
+            place = q_out + sample * qo_batch + token * qo_token + head * qo_head + channel
+            tl.store(place, _turned(x, cos, sin, TOKENS, HEAD_DIM).to(x.dtype), mask=inside)
         x = tl.load(k + sample * k_batch + token * k_token + head * k_head + channel, mask=inside, other=0.0)
         place = k_out + sample * ko_batch + token * ko_token + head * ko_head + channel
         tl.store(place, _turned(x, cos, sin, TOKENS, HEAD_DIM).to(x.dtype), mask=inside)

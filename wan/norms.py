@@ -72,12 +72,25 @@ def gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     return torch.addcmul(x.unflatten(1, frames), y.unflatten(1, frames), gate).flatten(1, 2)
 
 
-def rms_norm_silu_into(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
-    """SiLU of the root mean square norm of x [B, ..., C], written to `out`."""
+def rms_norm_silu_into(
+    out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, plus: torch.Tensor | None = None
+) -> None:
+    """SiLU of the root mean square norm of x [B, ..., C], written to `out`; where it is given, of x + plus [C]."""
     if is_fast(x):
-        norm_rows(x, out, weight, eps, silu=True)
+        norm_rows(x, out, weight, eps, silu=True, plus=plus)
     else:
+        x = x if plus is None else x + plus
         torch.ops.aten.silu.out(F.rms_norm(x, weight.shape, weight, eps), out=out)
+
+
+def add_into(out: torch.Tensor, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+    """`out` [..., C] becomes out + x, and plus [C] where it is given."""
+    if plus is None:
+        return out.add_(x)
+    if is_fast(x) and x.is_contiguous() and out.is_contiguous():
+        add_rows(out, x, plus)
+        return out
+    return out.add_(x).add_(plus)
 
 
 def is_fast(x: torch.Tensor) -> bool:
@@ -97,6 +110,7 @@ def norm_rows(
     gate: torch.Tensor | None = None,
     total: torch.Tensor | None = None,
     silu: bool = False,
+    plus: torch.Tensor | None = None,
 ) -> None:
     """One kernel over rows [B, ..., C]: with y, `total` becomes x + gate * y, and `out` its norm; else x's norm.
 
@@ -104,6 +118,7 @@ def norm_rows(
 
     Args:
         weight, bias, gate: [C], or [B, F, 1, C] over the rows of a frame.
+        plus: [C], added to x before all else.
     """
     size = x.shape[-1]
     x, out = _rows(x), _rows(out)
@@ -114,14 +129,28 @@ def norm_rows(
         arguments.append(x if other is None else other)
     for vector in (weight, bias, gate):
         vector = weight if vector is None else vector
-        frames = vector.expand(batch, *vector.shape[1:]) if vector.dim() == 4 else vector.expand(batch, 1, 1, size)
-        arguments += [vector, *frames.stride()[:2], -(-count // frames.shape[1])]
+        arguments += [vector, *_steps(vector, count)]
     block = triton.next_power_of_2(size)
     rows = max(1, NUMBERS // block)
     _norm_rows[(triton.cdiv(count, rows), batch)](
-        *arguments, count, eps, SIZE=size, BLOCK=block, ROWS=rows,
+        *arguments, weight if plus is None else plus, count, eps, SIZE=size, BLOCK=block, ROWS=rows,
         IS_SUM=y is not None, IS_GATED=gate is not None, IS_LAYER_NORM=bias is not None, IS_SILU=silu,
+        HAS_PLUS=plus is not None,
     )  # fmt: skip
+
+
+def add_rows(out: torch.Tensor, x: torch.Tensor, plus: torch.Tensor) -> None:
+    """One kernel: `out` becomes out + x + plus; out and x [..., C] lie without gaps, plus is [C]."""
+    count = out.numel()
+    _add_rows[(triton.cdiv(count, NUMBERS),)](out, x, plus, count, SIZE=len(plus), BLOCK=NUMBERS)
+
+
+def _steps(vector: torch.Tensor, count: int) -> tuple[int, int, int]:
+    """How far a vector [C] or [B, F, 1, C] is from sample to sample and from frame to frame, and a frame's rows."""
+    if vector.dim() == 1:
+        return 0, 0, count
+    samples, frames = vector.shape[:2]
+    return vector.stride(0) * (samples > 1), vector.stride(1) * (frames > 1), -(-count // frames)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -144,8 +173,9 @@ if triton is not None:
         weight, weight_sample, weight_frame, weight_rows,
         bias, bias_sample, bias_frame, bias_rows,
         gate, gate_sample, gate_frame, gate_rows,
-        count, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+        plus, count, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
         IS_SUM: tl.constexpr, IS_GATED: tl.constexpr, IS_LAYER_NORM: tl.constexpr, IS_SILU: tl.constexpr,
+        HAS_PLUS: tl.constexpr,
     ):  # fmt: skip
         """A program takes ROWS rows of one sample; numbers are float32 within."""
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
@@ -154,6 +184,8 @@ if triton is not None:
         inside = (row < count)[:, None] & (channel < SIZE)[None, :]
         a = tl.load(x + sample * x_sample + row[:, None] * x_row + channel[None, :], mask=inside, other=0.0)
         kept = a.to(tl.float32)
+        if HAS_PLUS:
+            kept += tl.load(plus + channel, mask=channel < SIZE, other=0.0).to(tl.float32)[None, :]
         if IS_SUM:
             place = (sample * count + row[:, None]) * SIZE + channel[None, :]
             added = tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
@@ -172,3 +204,13 @@ if triton is not None:
             kept *= tl.sigmoid(kept)
         place = out + sample * out_sample + row[:, None] * out_row + channel[None, :]
         tl.store(place, kept.to(a.dtype), mask=inside)
+
+    @triton.jit
+    def _add_rows(out, x, plus, count, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+        """A program takes BLOCK numbers."""
+        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = place < count
+        a = tl.load(out + place, mask=inside, other=0.0)
+        total = a.to(tl.float32) + tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        total += tl.load(plus + place % SIZE, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + place, total.to(a.dtype), mask=inside)

@@ -19,7 +19,7 @@ from einops import rearrange, repeat
 from torch import nn
 from torch.nn import functional as F
 
-from wan.norms import rms_norm_silu_into
+from wan.norms import add_into, is_fast, rms_norm_silu_into
 
 BACK = 2  # input frames of the past that a convolution needs
 NORM_EPS = 1e-24  # of the squared length; diffusers' least length is 1e-12
@@ -88,32 +88,42 @@ def up(block: WanUpBlock | WanResidualUpBlock, x: torch.Tensor, past: Past) -> t
 
 
 def residual(block: WanResidualBlock, x: torch.Tensor, past: Past) -> torch.Tensor:
-    y = causal(block.conv1, x, past, block.norm1)
-    y = causal(block.conv2, y, past, block.norm2)
+    # on a GPU a convolution's bias takes a pass of its own, unless what comes next adds it
+    first, second = (block.conv1.bias, block.conv2.bias) if is_fast(x) else (None, None)
+    y = causal(block.conv1, x, past, block.norm1, biased=first is None)
+    y = causal(block.conv2, y, past, block.norm2, first, biased=second is None)
     if isinstance(block.conv_shortcut, nn.Conv3d):
         x = pointwise(block.conv_shortcut, x)
-    return y.add_(x)
+    return add_into(y, x, second)
 
 
-def causal(conv: nn.Conv3d, x: torch.Tensor, past: Past, norm: WanRMS_norm | None = None) -> torch.Tensor:
-    """A convolution over the last two frames and x; where a norm is given, over SiLU of x normed."""
+def causal(
+    conv: nn.Conv3d,
+    x: torch.Tensor,
+    past: Past,
+    norm: WanRMS_norm | None = None,
+    plus: torch.Tensor | None = None,
+    biased: bool = True,
+) -> torch.Tensor:
+    """A convolution over the last two frames and x; where a norm is given, over SiLU of x, or x + plus, normed."""
     room = x.new_empty(len(x), BACK + x.shape[1], *x.shape[2:])
     if norm is None:
         room[:, BACK:] = x
     else:
-        rms_norm_silu_into(room[:, BACK:], x, *weight_of(norm))
+        rms_norm_silu_into(room[:, BACK:], x, *weight_of(norm), plus)
     past.swap(room)
-    return convolved(conv, room.movedim(-1, 1)).movedim(1, -1).contiguous()  # as it is, unless by another algorithm
+    y = convolved(conv, room.movedim(-1, 1), conv.bias if biased else None)
+    return y.movedim(1, -1).contiguous()  # as it is, unless by another algorithm
 
 
-def convolved(conv: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+def convolved(conv: nn.Conv3d, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """A convolution over frames [B, C, T, H, W] that keeps their height and width, and loses `BACK` of their number."""
     _, rows, columns = conv.kernel_size
     padding = (0, rows // 2, columns // 2)
     if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         # for small frames PyTorch would choose a convolution of its own that takes several times as long
-        return torch.ops.aten.mkldnn_convolution(x, conv.weight, conv.bias, padding, (1, 1, 1), (1, 1, 1), 1)
-    return F.conv3d(x, conv.weight, conv.bias, padding=padding)
+        return torch.ops.aten.mkldnn_convolution(x, conv.weight, bias, padding, (1, 1, 1), (1, 1, 1), 1)
+    return F.conv3d(x, conv.weight, bias, padding=padding)
 
 
 def weight_of(norm: WanRMS_norm) -> tuple[torch.Tensor, float]:

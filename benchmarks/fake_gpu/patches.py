@@ -176,15 +176,18 @@ def _of_kernels(gpu) -> list[tuple]:
         return out
 
     def rotate_write(q, k, v, table, keys, values):
-        for x in (k, v, table, keys, values):
-            if x.device != q.device:
-                raise RuntimeError(f"rotation of {q.device} with {x.device}")
+        for x in (v, table, keys, values):
+            if x.device != k.device:
+                raise RuntimeError(f"rotation of {k.device} with {x.device}")
+        if q is None:
+            gpu.kernel("elementwise", 0, [k, v, table], [keys, values])
+            return None
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         gpu.kernel("elementwise", 0, [q, k, v, table], [out, keys, values])
         return out
 
-    def norm_rows(x, out, weight, eps, bias=None, y=None, gate=None, total=None, silu=False):
-        vectors = [vector for vector in (weight, bias, gate) if vector is not None]
+    def norm_rows(x, out, weight, eps, bias=None, y=None, gate=None, total=None, silu=False, plus=None):
+        vectors = [vector for vector in (weight, bias, gate, plus) if vector is not None]
         for vector in vectors:
             if vector.device != x.device:
                 raise RuntimeError(f"norm of {x.device} with {vector.device}")
@@ -192,6 +195,9 @@ def _of_kernels(gpu) -> list[tuple]:
             gpu.kernel("elementwise", 0, [x, *vectors], [out])
         else:
             gpu.kernel("elementwise", 0, [x, y, *vectors], [out, total])
+
+    def add_rows(out, x, plus):
+        gpu.kernel("elementwise", 0, [out, x, plus], [out])
 
     def addmm_activation(bias, x, weight, use_gelu):
         out = torch.empty(x.shape[0], weight.shape[1], dtype=x.dtype, device=x.device)
@@ -206,6 +212,7 @@ def _of_kernels(gpu) -> list[tuple]:
         (kernels, "rotate_write", rotate_write),
         (norms, "is_fast", lambda x: x.device.type == "cuda"),
         (norms, "norm_rows", norm_rows),
+        (norms, "add_rows", add_rows),
         (torch, "_addmm_activation", addmm_activation),
         (model, "is_plain", lambda linear: type(linear) is Linear),  # whose weights are FakeTensors
     ]

@@ -162,15 +162,14 @@ def draw_noisy(
     s[rng.random(s.shape) < full_noise] = 1.0
     sigma = torch.from_numpy(SHIFT * s / (1 + (SHIFT - 1) * s)).float().clamp_min(1e-3)
     sigma = repeat(sigma, "b c s -> b c (s f) 1 1 1", f=block).to(clean.device)
-    noise = normal(rng, len(clean), copies, *clean.shape[1:]).to(clean.device)
+    noise = normal(rng, len(clean), copies, *clean.shape[1:], device=clean.device)
     return (1 - sigma) * clean.unsqueeze(1) + sigma * noise, sigma, noise - clean.unsqueeze(1)
 
 
 def blurred(clean: torch.Tensor, block: int, most: float, rng: np.random.Generator) -> torch.Tensor:
     """Context as a rollout may have it: noise of a random deviation, up to `most`, on every block."""
-    strength = torch.from_numpy(rng.random((len(clean), clean.shape[1] // block))).float() * most
-    fuzz = repeat(strength, "b s -> b (s f) 1 1 1", f=block) * normal(rng, *clean.shape)
-    return clean + fuzz.to(clean.device)
+    strength = torch.from_numpy(rng.random((len(clean), clean.shape[1] // block))).float().to(clean.device) * most
+    return clean + repeat(strength, "b s -> b (s f) 1 1 1", f=block) * normal(rng, *clean.shape, device=clean.device)
 
 
 def teacher_forcing_loss(

@@ -107,7 +107,7 @@ def invented_context(
     truth = blurred(batch.clean, batch.block, settings.context_noise, rng)
     made = torch.zeros_like(batch.clean)
     for level in (1.0, HALFWAY):
-        noise = normal(rng, len(made), 1, *made.shape[1:]).to(made.device)
+        noise = normal(rng, len(made), 1, *made.shape[1:], device=made.device)
         sigma = torch.full((len(made), 1, made.shape[1], 1, 1, 1), level, device=made.device)
         noisy = (1 - sigma) * made.unsqueeze(1) + sigma * noise
         made = (noisy - sigma * forward(backbone, batch.captions, context, noisy, sigma, plans))[:, 0]

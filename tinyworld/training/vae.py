@@ -142,7 +142,7 @@ def _loss(
     video = rearrange(video, "b t c h w -> b c t h w")
     with torch.autocast(video.device.type, torch.bfloat16, bf16_is_fast(video.device)):
         z = vae.encode(video).latent_dist.mode()
-        noisy = z + stage.noise * z.detach().float().std() * normal(rng, *z.shape).to(z.device)
+        noisy = z + stage.noise * z.detach().float().std() * normal(rng, *z.shape, device=z.device)
         got = _decode(vae, noisy)
     got = got.float()
     z = z.float()

@@ -1,0 +1,65 @@
+"""Denoising forwards as one CUDA graph: the host queues one thing in place of thousands of kernels."""
+
+import torch
+
+from pipeline.config import RunConfig
+from pipeline.kv_cache import KVCache
+from utils.processes import per_video
+from wan.model import CausalWanModel, TextKV
+
+
+def can_replay(config: RunConfig, gpu: bool) -> bool:
+    """Whether a run's forwards may be recorded: what they read stays where it is, and no other process takes part."""
+    moves = config.preset.offload or config.weights != "same" or config.compile
+    return gpu and config.cuda_graphs and not moves and per_video() == 1
+
+
+class Replay:
+    """Predicts the flow as the model does. While nothing but numbers changes, it replays the forward it has recorded.
+
+    The window must be full and hold whole frames alone; other forwards run as they do without it.
+    """
+
+    def __init__(self) -> None:
+        self.recorded: Recorded | None = None
+
+    def __deepcopy__(self, memo: dict) -> "Replay":
+        """One that has recorded nothing: the tensors of a copied generation lie elsewhere."""
+        return Replay()
+
+    def __call__(
+        self, model: CausalWanModel, x: torch.Tensor, t: torch.Tensor, text: TextKV, cache: KVCache
+    ) -> torch.Tensor:
+        """See `CausalWanModel.forward`; the result is written over by the next call."""
+        place = cache.replayable()
+        if place is None:
+            return model(x, t, text, cache)
+        recorded = self.recorded
+        if recorded is None or recorded.place != place or recorded.text is not text or recorded.x.shape != x.shape:
+            self.recorded = None  # its memory serves the next one
+            self.recorded = Recorded(place, model, x, t, text, cache)
+        return self.recorded(x, t)
+
+
+class Recorded:
+    """One forward of a model.
+
+    Attributes:
+        place: what the cache says of where the forward reads and writes.
+        x, t: what it takes, in memory of its own.
+    """
+
+    def __init__(
+        self, place: tuple, model: CausalWanModel, x: torch.Tensor, t: torch.Tensor, text: TextKV, cache: KVCache
+    ) -> None:
+        self.place, self.text = place, text
+        self.x, self.t = x.clone(), t.clone()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # frames are decoded beside it
+            self.flow = model(self.x, self.t, text, cache)
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.x.copy_(x)
+        self.t.copy_(t)
+        self.graph.replay()
+        return self.flow

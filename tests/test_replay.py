@@ -1,0 +1,82 @@
+"""A forward that is replayed equals one that is made anew, whatever happens between two of them."""
+
+import pytest
+import torch
+
+from pipeline.build import load
+from pipeline.config import load_config
+from pipeline.replay import can_replay
+from pipeline.samples import Sample
+from tests.miniature import latentmem, make_family
+from tests.recorded import Recorder, recording
+
+PROMPTS = ["a red house", "a blue tree at night"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("family")
+
+
+@pytest.fixture(scope="module")
+def settings(root):
+    return make_family(root)
+
+
+@pytest.fixture(autouse=True)
+def recorded(monkeypatch):
+    """How many forwards were recorded."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: made.append(graph) or recording(graph, **how))
+    return made
+
+
+def make(settings: dict, samples: list[Sample], replayed: bool) -> torch.Tensor:
+    """Latents of ten blocks, with another prompt after the sixth, and those of a fork after the eighth."""
+    pipeline = load(load_config(overrides=settings | {"num_output_frames": 30}), PROMPTS)
+    pipeline.replays = replayed
+    generation = pipeline.start(samples)
+    made = [generation.step().latents for _ in range(6)]
+    generation.switch(PROMPTS[1], "recache")
+    made += [generation.step().latents for _ in range(2)]
+    twin = generation.fork()
+    for _ in range(2):
+        made += [generation.step().latents, twin.step().latents]
+    return torch.cat(made, dim=1)
+
+
+@pytest.mark.parametrize("method", ["native", "latentmem", "sink"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_replayed_forwards_are_those_made_anew(root, settings, recorded, method, batch):
+    kwargs = latentmem(root, "avg_pool") if method == "latentmem" else {"sink_size": int(method == "sink")}
+    settings = settings | {"model_kwargs": kwargs}
+    samples = [Sample(PROMPTS[0], number) for number in range(batch)]
+    anew = make(settings, samples, False)
+    assert not recorded
+    replayed = make(settings, samples, True)
+    assert torch.equal(replayed, anew)
+    assert len(recorded) == 3  # the window's first full block, the other prompt, the fork
+
+
+@pytest.mark.parametrize("kwargs", [{"merge": "ema", "window_positions": True}, {"bias": "recency"}])
+def test_forwards_whose_context_changes_between_steps_are_not_recorded(settings, recorded, kwargs):
+    pipeline = load(load_config(overrides=settings | {"model_kwargs": kwargs}), PROMPTS)
+    pipeline.replays = True
+    for _ in pipeline.blocks(Sample(PROMPTS[0])):
+        pass
+    assert not recorded
+
+
+@pytest.mark.parametrize(
+    "setting", [{"cuda_graphs": False}, {"memory": "low"}, {"weights": "fp8_products"}, {"compile": True}]
+)
+def test_runs_whose_weights_move_are_not_recorded(settings, setting):
+    assert can_replay(load_config(overrides=settings), gpu=True)
+    assert not can_replay(load_config(overrides=settings), gpu=False)
+    assert not can_replay(load_config(overrides=settings | setting), gpu=True)
+
+
+def test_processes_that_share_a_video_record_nothing(settings, monkeypatch):
+    monkeypatch.setenv("GPUS_PER_VIDEO", "2")
+    assert not can_replay(load_config(overrides=settings), gpu=True)
