@@ -4,6 +4,7 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.kv_cache import KVCache
+from utils.errors import UserError, first_line
 from utils.processes import per_video
 from wan.model import CausalWanModel, TextKV
 
@@ -55,8 +56,15 @@ class Recorded:
         self.place, self.text = place, text
         self.x, self.t = x.clone(), t.clone()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # frames are decoded beside it
-            self.flow = model(self.x, self.t, text, cache)
+        try:
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # frames are decoded beside it
+                self.flow = model(self.x, self.t, text, cache)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # an attention backend that waits for the GPU, say
+            raise UserError(
+                f"a forward cannot be recorded as a CUDA graph ({first_line(error)}); set cuda_graphs=false"
+            ) from error
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         self.x.copy_(x)

@@ -1,5 +1,7 @@
 """A forward that is replayed equals one that is made anew, whatever happens between two of them."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from pipeline.replay import can_replay
 from pipeline.samples import Sample
 from tests.miniature import latentmem, make_family
 from tests.recorded import Recorder, recording
+from utils.errors import UserError
 
 PROMPTS = ["a red house", "a blue tree at night"]
 
@@ -66,6 +69,19 @@ def test_forwards_whose_context_changes_between_steps_are_not_recorded(settings,
     for _ in pipeline.blocks(Sample(PROMPTS[0])):
         pass
     assert not recorded
+
+
+def test_what_cannot_be_recorded_ends_with_a_remedy(settings, monkeypatch):
+    @contextmanager
+    def refused(*_: object, **__: object):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+    pipeline = load(load_config(overrides=settings), PROMPTS)
+    pipeline.replays = True
+    with pytest.raises(UserError, match=r"not permitted.*set cuda_graphs=false"):
+        list(pipeline.blocks(Sample(PROMPTS[0])))
 
 
 @pytest.mark.parametrize(

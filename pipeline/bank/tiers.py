@@ -12,7 +12,7 @@ import torch
 from utils.errors import UserError, first_line
 from utils.streams import make_ahead, wait
 
-SLAB_BYTES = 10**9  # of device or host memory, made at once
+SLAB_BYTES = 1 << 31  # of device or host memory, made at once; PyTorch rounds pinned memory up to a power of two
 
 
 class Tier(Protocol):
