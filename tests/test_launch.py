@@ -59,6 +59,25 @@ def test_a_process_is_started_for_each_gpu(tmp_path, monkeypatch, processes, env
     assert out.splitlines()[-1] == f"--nproc-per-node {processes}"
 
 
+@pytest.mark.parametrize(
+    "own, found",
+    [
+        ({}, "pinned_use_cuda_host_register:True,pinned_num_register_threads:8"),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, "expandable_segments:True"),
+    ],
+)
+def test_host_memory_is_pinned_by_several_threads_unless_told_otherwise(tmp_path, monkeypatch, own, found):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "python").write_text('#!/bin/bash\n[ "$2" = utils.launch ] && echo "$PYTORCH_ALLOC_CONF"\nexit 0\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NGPU": "1"} | own
+    script = f"source {ROOT}/utils/env.sh; launch inference"
+    result = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == found
+
+
 def test_every_entry_point_goes_through_the_same_door():
     programs = []
     for path in sorted(ROOT.rglob("*.py")):

@@ -88,10 +88,11 @@ def up(block: WanUpBlock | WanResidualUpBlock, x: torch.Tensor, past: Past) -> t
 
 
 def residual(block: WanResidualBlock, x: torch.Tensor, past: Past) -> torch.Tensor:
-    # on a GPU a convolution's bias takes a pass of its own, unless what comes next adds it
-    first, second = (block.conv1.bias, block.conv2.bias) if is_fast(x) else (None, None)
-    y = causal(block.conv1, x, past, block.norm1, biased=first is None)
-    y = causal(block.conv2, y, past, block.norm2, first, biased=second is None)
+    is_apart = is_fast(x)  # on a GPU a convolution's bias takes a pass of its own, unless what comes next adds it
+    first = block.conv1.bias if is_apart else None
+    second = block.conv2.bias if is_apart else None
+    y = causal(block.conv1, x, past, block.norm1, biased=not is_apart)
+    y = causal(block.conv2, y, past, block.norm2, first, biased=not is_apart)
     if isinstance(block.conv_shortcut, nn.Conv3d):
         x = pointwise(block.conv_shortcut, x)
     return add_into(y, x, second)
