@@ -7,6 +7,7 @@ import torch
 from benchmarks.flops import block_flops
 from benchmarks.random_models import format_of, make_text
 from pipeline.bank.bank import build_bank
+from pipeline.cuda_graph import GraphedForward
 from pipeline.descriptors import AvgPool
 from pipeline.frames import FrameShape
 from pipeline.generation import Generation, LatentBlock
@@ -15,7 +16,6 @@ from pipeline.noise import SeededNoise
 from pipeline.pipeline import leaving_frames
 from pipeline.plain import PlainCache
 from pipeline.policies import RetrievedMemory, SlidingWindow
-from pipeline.replay import Replay
 from pipeline.retrieval import Retrieval
 from pipeline.sampler import FlowSchedule, Sampler
 from wan.model import CausalWanModel
@@ -80,7 +80,7 @@ class Rollout:
             shape=(batch, policy.block, *latent),
             device=device,
             frames=frames,
-            replay=Replay() if graphs else None,
+            graphed=GraphedForward() if graphs else None,
         )
 
     def step(self) -> LatentBlock:

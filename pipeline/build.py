@@ -9,12 +9,12 @@ import torch
 
 from pipeline.autoencoders import AUTOENCODERS, VAE
 from pipeline.config import RunConfig, load_config
+from pipeline.cuda_graph import can_capture
 from pipeline.group import Group
 from pipeline.offload import offload_text_encoder, offload_transformer, quantize
 from pipeline.pipeline import Pipeline
 from pipeline.preflight import Preflight, model_folder, preflight
 from pipeline.prompts import Prompt
-from pipeline.replay import can_replay
 from pipeline.sampler import SAMPLERS, FlowSchedule, Sampler
 from pipeline.samples import Sample
 from pipeline.text import TextCache, encode_prompts, fingerprint, note_of_cuts
@@ -63,7 +63,7 @@ def load(
     pipeline.bank_bytes = found.bank_bytes
     pipeline.embed = partial(group.first, embed, found)
     pipeline.embeddings, pipeline.group = embeddings, group
-    pipeline.replays = can_replay(config, found.device.type == "cuda")
+    pipeline.graphs = can_capture(config, found.device.type == "cuda")
     return pipeline
 
 

@@ -16,9 +16,9 @@ import torch
 
 from pipeline.bank.bank import TransferStats
 from pipeline.context import ContextPlan, ContextPolicy, Piece
+from pipeline.cuda_graph import GraphedForward
 from pipeline.kv_cache import Cache
 from pipeline.noise import NoiseAhead, NoiseSource, SeededNoise
-from pipeline.replay import Replay
 from pipeline.retrieval import Index, Selection
 from pipeline.sampler import Sampler
 from pipeline.scenes import SWITCHES, Scene, require_switch, whole_plan
@@ -84,7 +84,7 @@ class Generation:
         embed: prompts -> their embeddings [B, text_len, text_dim].
         about: says what its keys and values depend on beside latents, prompts and seed, as plain data.
         keep_at: latent frames before which its state is taken, to be kept.
-        replay: queues the denoising forwards as one graph; None: kernel by kernel.
+        graphed: queues the denoising forwards as one graph; None: kernel by kernel.
         scene: how plans differ since the prompt was switched.
         recent: the latest latents, as many as the window has, to make their keys and values again.
         kept: all latents so far, on the CPU, and the prompts with their starts, to be saved; None where nobody asks.
@@ -109,7 +109,7 @@ class Generation:
     kept: Kept | None = None
     about: Callable[[], dict[str, Any]] = dict
     keep_at: frozenset[int] = frozenset()
-    replay: Replay | None = None
+    graphed: GraphedForward | None = None
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda" and isinstance(self.noise, SeededNoise):
@@ -269,7 +269,7 @@ class Generation:
         self.recent = known[:, -self.policy.local_attn_size :]
 
     def _flow(self, x: torch.Tensor, timestep: float) -> torch.Tensor:
-        forward = self.model if self.replay is None else partial(self.replay, self.model)
+        forward = self.model if self.graphed is None else partial(self.graphed, self.model)
         return forward(x, _times(x, timestep), self.text, self.cache).float()
 
     def _leave(self, x: torch.Tensor, timestep: float) -> None:

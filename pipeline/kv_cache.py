@@ -172,7 +172,7 @@ class KVCache:
         bias = self._bias(layer) if self.bias is not None else None
         return Attended(rotated_q, keys[:, : self.stop], values[:, : self.stop], bias)
 
-    def replayable(self) -> tuple[int, int] | None:
+    def capturable(self) -> tuple[int, int] | None:
         """Where the block's own tokens and their rotations lie, if the next forwards differ in numbers alone.
 
         None where they do not: before the window is full, where a forward is kept, where pieces are merged or biased.

@@ -10,10 +10,10 @@ from pipeline.autoencoders import Read
 from pipeline.bank.bank import Shares, share_out
 from pipeline.bank.codec import build_codec
 from pipeline.config import RunConfig
+from pipeline.cuda_graph import can_capture
 from pipeline.footprint import ALLOCATOR_GAPS, CUDA_BYTES, GB, Free, MemoryPlan, Part, Phase, placed, transformer_work
 from pipeline.frames import FrameShape
 from pipeline.kv_cache import KVCache, ring_frames
-from pipeline.replay import can_replay
 from pipeline.weight_stream import places_for
 from utils.processes import leads, per_video
 from wan.params import WanParams
@@ -91,7 +91,7 @@ class Needs:
         config, params = self.config, self.params
         tokens = -(-config.num_frame_per_block * shape.tokens() * config.batch_size // per_video())
         forward = transformer_work(tokens, params.dim, params.ffn_dim, shape.nbytes(self.dtype), self.dtype.itemsize)
-        if can_replay(config, self.gpu):
+        if can_capture(config, self.gpu):
             forward *= 2  # one that is replayed keeps memory of its own
         if config.preset.in_turn:
             most = max(forward, decoding)

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKLWan
 from pipeline.bank.bank import TransferStats, build_bank
 from pipeline.config import RunConfig
 from pipeline.context import ContextPolicy
+from pipeline.cuda_graph import GraphedForward
 from pipeline.decode import decode_stream
 from pipeline.descriptors import Describe
 from pipeline.frames import FrameShape
@@ -22,7 +23,6 @@ from pipeline.kv_cache import Cache, KVCache, ring_frames
 from pipeline.latents import open_latents
 from pipeline.noise import NoiseSource, SeededNoise
 from pipeline.record import COMMITTED_BY, content
-from pipeline.replay import Replay
 from pipeline.retrieval import Index, Retrieval
 from pipeline.sampler import Sampler
 from pipeline.samples import Sample
@@ -53,7 +53,7 @@ class Pipeline:
         embed: prompts -> embeddings, for those that are not in `embeddings` yet.
         embeddings: prompt -> [text_len, text_dim].
         group: the processes that make each generation together.
-        replays: queue the denoising forwards of a full window as one CUDA graph.
+        graphs: queue the denoising forwards of a full window as one CUDA graph.
     """
 
     config: RunConfig
@@ -68,7 +68,7 @@ class Pipeline:
     embed: Embed | None = None
     embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
     group: Group = field(default_factory=Group)
-    replays: bool = False
+    graphs: bool = False
 
     def start(self, samples: Samples, noise: NoiseSource | None = None) -> Generation:
         """One batch of samples, ready for its first block.
@@ -154,7 +154,7 @@ class Pipeline:
             frames=config.num_output_frames,
             embed=self.prompt_embeds,
             about=self.about,
-            replay=Replay() if self.replays else None,
+            graphed=GraphedForward() if self.graphs else None,
         )
 
     def about(self) -> dict[str, Any]:

@@ -9,45 +9,48 @@ from utils.processes import per_video
 from wan.model import CausalWanModel, TextKV
 
 
-def can_replay(config: RunConfig, gpu: bool) -> bool:
-    """Whether a run's forwards may be recorded: what they read stays where it is, and no other process takes part."""
+def can_capture(config: RunConfig, gpu: bool) -> bool:
+    """Whether a run's forwards may be captured: what they read stays where it is, and no other process takes part."""
     moves = config.preset.offload or config.weights != "same" or config.compile
     return gpu and config.cuda_graphs and not moves and per_video() == 1
 
 
-class Replay:
-    """Predicts the flow as the model does. While nothing but numbers changes, it replays the forward it has recorded.
+class GraphedForward:
+    """Predicts the flow as the model does. While nothing but numbers changes, it replays the forward it has captured.
 
     The window must be full and hold whole frames alone; other forwards run as they do without it.
     """
 
     def __init__(self) -> None:
-        self.recorded: Recorded | None = None
+        self.captured: CapturedForward | None = None
 
-    def __deepcopy__(self, memo: dict) -> "Replay":
-        """One that has recorded nothing: the tensors of a copied generation lie elsewhere."""
-        return Replay()
+    def __deepcopy__(self, memo: dict) -> "GraphedForward":
+        """One that has captured nothing: the tensors of a copied generation lie elsewhere."""
+        return GraphedForward()
 
     def __call__(
         self, model: CausalWanModel, x: torch.Tensor, t: torch.Tensor, text: TextKV, cache: KVCache
     ) -> torch.Tensor:
         """See `CausalWanModel.forward`; the result is written over by the next call."""
-        place = cache.replayable()
+        place = cache.capturable()
         if place is None:
             return model(x, t, text, cache)
-        recorded = self.recorded
-        if recorded is None or recorded.place != place or recorded.text is not text or recorded.x.shape != x.shape:
-            self.recorded = None  # its memory serves the next one
-            self.recorded = Recorded(place, model, x, t, text, cache)
-        return self.recorded(x, t)
+        captured = self.captured
+        if captured is None or captured.place != place or captured.text is not text or captured.x.shape != x.shape:
+            self.captured = None  # its memory serves the next one
+            self.captured = CapturedForward(place, model, x, t, text, cache)
+        return self.captured(x, t)
 
 
-class Recorded:
+class CapturedForward:
     """One forward of a model.
 
     Attributes:
         place: what the cache says of where the forward reads and writes.
         x, t: what it takes, in memory of its own.
+
+    Raises:
+        UserError: something in it cannot be captured.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Recorded:
             raise
         except RuntimeError as error:  # an attention backend that waits for the GPU, say
             raise UserError(
-                f"a forward cannot be recorded as a CUDA graph ({first_line(error)}); set cuda_graphs=false"
+                f"a forward cannot be captured as a CUDA graph ({first_line(error)}); set cuda_graphs=false"
             ) from error
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

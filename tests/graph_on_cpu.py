@@ -1,4 +1,4 @@
-"""What stands for CUDA graphs on a CPU: operations are recorded, and called again on the same memory."""
+"""What stands for CUDA graphs on a CPU: operations are kept, and called again on the same memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Recorder(TorchDispatchMode):
-    """Stands for `torch.cuda.CUDAGraph`: whatever Python does while it records is not done again.
+class Graph(TorchDispatchMode):
+    """Stands for `torch.cuda.CUDAGraph`: whatever Python does while it captures is not done again.
 
     Attributes:
-        made: tensors that the recorded operations allocated.
+        made: tensors that the captured operations allocated.
     """
 
     def __init__(self) -> None:
@@ -37,12 +37,12 @@ class Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def recording(recorder: Recorder, capture_error_mode: str) -> Iterator[None]:
-    """Stands for `torch.cuda.graph`: what is recorded has not been computed yet."""
+def capturing(graph: Graph, capture_error_mode: str) -> Iterator[None]:
+    """Stands for `torch.cuda.graph`: what is captured has not been computed yet."""
     assert capture_error_mode == "thread_local"
-    with recorder:
+    with graph:
         yield
-    for x in recorder.made:
+    for x in graph.made:
         if x.is_floating_point():
             x.fill_(torch.nan)
 

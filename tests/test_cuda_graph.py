@@ -7,10 +7,10 @@ import torch
 
 from pipeline.build import load
 from pipeline.config import load_config
-from pipeline.replay import can_replay
+from pipeline.cuda_graph import can_capture
 from pipeline.samples import Sample
+from tests.graph_on_cpu import Graph, capturing
 from tests.miniature import latentmem, make_family
-from tests.recorded import Recorder, recording
 from utils.errors import UserError
 
 PROMPTS = ["a red house", "a blue tree at night"]
@@ -27,18 +27,18 @@ def settings(root):
 
 
 @pytest.fixture(autouse=True)
-def recorded(monkeypatch):
-    """How many forwards were recorded."""
+def captured(monkeypatch):
+    """The graphs that were captured."""
     made = []
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: made.append(graph) or recording(graph, **how))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: made.append(graph) or capturing(graph, **how))
     return made
 
 
 def make(settings: dict, samples: list[Sample], replayed: bool) -> torch.Tensor:
     """Latents of ten blocks, with another prompt after the sixth, and those of a fork after the eighth."""
     pipeline = load(load_config(overrides=settings | {"num_output_frames": 30}), PROMPTS)
-    pipeline.replays = replayed
+    pipeline.graphs = replayed
     generation = pipeline.start(samples)
     made = [generation.step().latents for _ in range(6)]
     generation.switch(PROMPTS[1], "recache")
@@ -51,27 +51,27 @@ def make(settings: dict, samples: list[Sample], replayed: bool) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["native", "latentmem", "sink"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_replayed_forwards_are_those_made_anew(root, settings, recorded, method, batch):
+def test_replayed_forwards_are_those_made_anew(root, settings, captured, method, batch):
     kwargs = latentmem(root, "avg_pool") if method == "latentmem" else {"sink_size": int(method == "sink")}
     settings = settings | {"model_kwargs": kwargs}
     samples = [Sample(PROMPTS[0], number) for number in range(batch)]
     anew = make(settings, samples, False)
-    assert not recorded
+    assert not captured
     replayed = make(settings, samples, True)
     assert torch.equal(replayed, anew)
-    assert len(recorded) == 3  # the window's first full block, the other prompt, the fork
+    assert len(captured) == 3  # the window's first full block, the other prompt, the fork
 
 
 @pytest.mark.parametrize("kwargs", [{"merge": "ema", "window_positions": True}, {"bias": "recency"}])
-def test_forwards_whose_context_changes_between_steps_are_not_recorded(settings, recorded, kwargs):
+def test_forwards_whose_context_changes_between_steps_are_not_captured(settings, captured, kwargs):
     pipeline = load(load_config(overrides=settings | {"model_kwargs": kwargs}), PROMPTS)
-    pipeline.replays = True
+    pipeline.graphs = True
     for _ in pipeline.blocks(Sample(PROMPTS[0])):
         pass
-    assert not recorded
+    assert not captured
 
 
-def test_what_cannot_be_recorded_ends_with_a_remedy(settings, monkeypatch):
+def test_what_cannot_be_captured_ends_with_a_remedy(settings, monkeypatch):
     @contextmanager
     def refused(*_: object, **__: object):
         yield
@@ -79,7 +79,7 @@ def test_what_cannot_be_recorded_ends_with_a_remedy(settings, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "graph", refused)
     pipeline = load(load_config(overrides=settings), PROMPTS)
-    pipeline.replays = True
+    pipeline.graphs = True
     with pytest.raises(UserError, match=r"not permitted.*set cuda_graphs=false"):
         list(pipeline.blocks(Sample(PROMPTS[0])))
 
@@ -87,12 +87,12 @@ def test_what_cannot_be_recorded_ends_with_a_remedy(settings, monkeypatch):
 @pytest.mark.parametrize(
     "setting", [{"cuda_graphs": False}, {"memory": "low"}, {"weights": "fp8_products"}, {"compile": True}]
 )
-def test_runs_whose_weights_move_are_not_recorded(settings, setting):
-    assert can_replay(load_config(overrides=settings), gpu=True)
-    assert not can_replay(load_config(overrides=settings), gpu=False)
-    assert not can_replay(load_config(overrides=settings | setting), gpu=True)
+def test_runs_whose_weights_move_are_not_captured(settings, setting):
+    assert can_capture(load_config(overrides=settings), gpu=True)
+    assert not can_capture(load_config(overrides=settings), gpu=False)
+    assert not can_capture(load_config(overrides=settings | setting), gpu=True)
 
 
 def test_processes_that_share_a_video_record_nothing(settings, monkeypatch):
     monkeypatch.setenv("GPUS_PER_VIDEO", "2")
-    assert not can_replay(load_config(overrides=settings), gpu=True)
+    assert not can_capture(load_config(overrides=settings), gpu=True)
