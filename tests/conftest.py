@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from tests.miniature import make_family
+
 
 @pytest.fixture(autouse=True)
 def as_many_threads():
@@ -16,3 +18,15 @@ def as_many_threads():
     yield
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The folder of a module's miniature models."""
+    return tmp_path_factory.mktemp("family")
+
+
+@pytest.fixture(scope="module")
+def settings(root):
+    """A native run with miniature models; a module with other models or settings has its own."""
+    return make_family(root)

@@ -10,20 +10,10 @@ from pipeline.config import load_config
 from pipeline.cuda_graph import can_capture
 from pipeline.samples import Sample
 from tests.graph_on_cpu import Graph, capturing
-from tests.miniature import latentmem, make_family
+from tests.miniature import latentmem
 from utils.errors import UserError
 
 PROMPTS = ["a red house", "a blue tree at night"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("family")
-
-
-@pytest.fixture(scope="module")
-def settings(root):
-    return make_family(root)
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +83,6 @@ def test_runs_whose_weights_move_are_not_captured(settings, setting):
     assert not can_capture(load_config(overrides=settings | setting), gpu=True)
 
 
-def test_processes_that_share_a_video_record_nothing(settings, monkeypatch):
+def test_processes_that_share_a_video_capture_nothing(settings, monkeypatch):
     monkeypatch.setenv("GPUS_PER_VIDEO", "2")
     assert not can_capture(load_config(overrides=settings), gpu=True)

@@ -30,11 +30,6 @@ FRAMES = 15  # latent frames: five blocks, of which the last ones retrieve
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("family")
-
-
-@pytest.fixture(scope="module")
 def settings(root) -> dict:
     made = make_family(root, family=WAN_2_2)
     return made | {"num_output_frames": FRAMES, "model_kwargs": latentmem(root, "ae", recent_exclude=0)}

@@ -32,16 +32,6 @@ from wan.model import CausalWanModel
 PROMPTS = ["a red house", "a blue tree at night", "a red tree"]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("family")
-
-
-@pytest.fixture(scope="module")
-def settings(root):
-    return make_family(root)
-
-
 def latents(pipeline: Pipeline, *samples: Sample) -> torch.Tensor:
     return torch.cat([block.latents for block in pipeline.blocks(samples)], dim=1)
 

@@ -40,11 +40,6 @@ FULL_BANK = {"capacity": 6, "eviction": "redundancy", "device_gb": 0.001, "host_
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("family")
-
-
-@pytest.fixture(scope="module")
 def settings(root):
     return make_family(root, family=FAMILY) | {"model_kwargs": latentmem(root, "ae")}
 

@@ -16,19 +16,9 @@ import torch
 import generate_latent
 import inference
 from tests.commands import ROOT, command
-from tests.miniature import HEIGHT, WIDTH, latentmem, make_family, write_config
+from tests.miniature import HEIGHT, WIDTH, latentmem, write_config
 from utils.errors import UserError
 from utils.video import VideoWriter
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("family")
-
-
-@pytest.fixture(scope="module")
-def settings(root):
-    return make_family(root)
 
 
 @pytest.fixture(scope="module")
