@@ -27,10 +27,11 @@ def main() -> None:
         print_help(TrainSettings)
         return
     config, overrides = parse(arguments)
-    if trains_usefulness(config):
+    objective = objective_of(config)
+    if objective:
         from ae.usefulness_train import train  # late, as below
 
-        train(config, overrides)
+        train(config, overrides, objective)
         return
     settings = load_train_settings(config, overrides)
 
@@ -42,12 +43,12 @@ def main() -> None:
     trainer.run()
 
 
-def trains_usefulness(config: str) -> bool:
-    """Whether a config is one of `ae.usefulness_train`; a file that cannot be read is refused later, by its reader."""
+def objective_of(config: str) -> str:
+    """What a config of `ae.usefulness_train` trains; a file that cannot be read is refused later, by its reader."""
     try:
-        return "objective" in yaml.safe_load(read_path(config).read_text())
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
-        return False
+        return str(yaml.safe_load(read_path(config).read_text()).get("objective", ""))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return ""
 
 
 def parse(arguments: Iterable[str]) -> tuple[str, list[str]]:

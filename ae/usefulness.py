@@ -47,12 +47,10 @@ class UsefulnessEncoder(nn.Module):
         features = params.hidden_dims[-1] * grid[0] * grid[1]
         size = params.latent_dim
         self.key = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, size))
-        self.ask = nn.Sequential(
-            nn.LayerNorm(params.past * features),
-            nn.Linear(params.past * features, 2 * size),
-            nn.SiLU(),
-            nn.Linear(2 * size, size),
-        )
+        self.glance = nn.Sequential(
+            nn.LayerNorm(features), nn.Linear(features, size)
+        )  # what the query reads of a frame
+        self.ask = nn.Sequential(nn.Linear(params.past * size, 2 * size), nn.SiLU(), nn.Linear(2 * size, size))
         self.none = nn.Parameter(torch.randn(size))
         self.sharpness = nn.Parameter(torch.tensor(2.0))  # logarithm of what cosines are multiplied by
 
@@ -67,8 +65,8 @@ class UsefulnessEncoder(nn.Module):
         if missing > 0:
             recent = torch.cat([recent[:, :1].expand(-1, missing, -1, -1, -1), recent], dim=1)
         recent = recent[:, -self.params.past :]
-        features = self.frame(recent.flatten(0, 1)).reshape(len(recent), -1)
-        return F.normalize(self.ask(features), dim=-1)
+        glances = self.glance(self.frame(recent.flatten(0, 1))).reshape(len(recent), -1)
+        return F.normalize(self.ask(glances), dim=-1)
 
     @property
     def nothing(self) -> Tensor:

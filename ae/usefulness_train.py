@@ -1,12 +1,14 @@
-"""Training of the usefulness encoder on a corpus whose frames' gains are known.
+"""Training of the usefulness encoder, by one of two objectives.
 
-`python -m evaluation.retrieval.gains` measures them; they lie beside the latents as `latent_000007.gains.json`.
+`usefulness` learns from a corpus whose frames' gains are known: `python -m evaluation.retrieval.gains` measures them,
+and they lie beside the latents as `latent_000007.gains.json`. `foresight` (ae/foresight.py) needs latents alone.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,23 +28,49 @@ SUFFIX = ".gains.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class UsefulnessSettings(UsefulnessParams):
-    """Training of the usefulness encoder"""
+class EncoderSettings(UsefulnessParams):
+    """What all trainings of the usefulness encoder have"""
 
-    objective: str = setting("usefulness", "what is trained", choices=("usefulness",))
-    data_dir: str = setting("datasets", "folder of latent_*.pt with their gains", place=True, reads=True)
+    data_dir: str = setting("datasets", "folder of latent_*.pt", place=True, reads=True)
+    also: list[str] = setting([], "more such folders", place=True)
     val_split: float = setting(0.1, "part of the files that is held out", at_least=0, below=1)
-    temperature: float = setting(
-        0.5, "differences in gain that count as one step, in standard deviations of the gains", above=0, at_most=100
-    )
-    batch_size: int = setting(32, "blocks of a step", at_least=1)
+    batch_size: int = setting(32, "blocks of a step; clips with foresight", at_least=1)
     lr: float = setting(1e-3, "learning rate, which falls to zero", above=0, at_most=1)
     weight_decay: float = setting(1e-2, "AdamW's weight decay", at_least=0, at_most=1)
     grad_clip: float = setting(1.0, "norm to which gradients are cut", above=0)
-    epochs: int = setting(40, "passes over the blocks", at_least=1)
+    epochs: int = setting(40, "passes over the corpus", at_least=1)
     seed: int = setting(42, "of the weights, the split and the order", at_least=0, at_most=2**32 - 1)
     log_dir: str = setting("ae_runs", "folder of the runs' folders", place=True, writes=True)
     tag: str = setting("utility", "name of the run's folder", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsefulnessSettings(EncoderSettings):
+    """Training of the usefulness encoder on gains"""
+
+    objective: str = setting("usefulness", "what is trained", choices=("usefulness",))
+    temperature: float = setting(
+        0.5, "differences in gain that count as one step, in standard deviations of the gains", above=0, at_most=100
+    )
+
+
+class Objective(Protocol):
+    """What an encoder is trained on.
+
+    Attributes:
+        files: names of the latent files to train on.
+    """
+
+    files: Sequence[str]
+
+    def epoch(self, number: int) -> Iterator[Any]:
+        """The batches of a pass over the corpus, in an order that follows from the seed and its number."""
+
+    def held_out(self) -> Iterator[Any]:
+        """Batches of what is not trained on; of what is where nothing is held out."""
+
+    def loss(self, model: UsefulnessEncoder, batch: Any) -> Tensor:
+        """Of a batch."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +113,20 @@ def read_gains(path: Path) -> list[dict]:
     return blocks
 
 
-def train(config: str, overrides: Iterable[str]) -> Path:
+def train(config: str, overrides: Iterable[str], objective: str = "usefulness") -> Path:
     """Train as a YAML file and `key=value` overrides say; the exported encoder's path."""
-    settings = load_settings(UsefulnessSettings, config, overrides)
+    if objective == "foresight":
+        from ae.foresight import Foresight, ForesightSettings  # late: it builds on this module
+
+        schema, build = ForesightSettings, Foresight
+    else:
+        schema, build = UsefulnessSettings, Gains
+    settings = load_settings(schema, config, overrides)
     if world_size() > 1:
         raise UserError("the usefulness encoder is trained by one process; give GPU=0")
     folder = require_writable(f"{settings.log_dir}/{settings.tag}")
-    kept, held_out = split(settings)
+    taught: Objective = build(settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spread = float(np.std([gain for block in kept for gain in block.gains])) or 1.0
     torch.manual_seed(settings.seed)
     model = UsefulnessEncoder(params_of(settings)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
@@ -102,14 +135,14 @@ def train(config: str, overrides: Iterable[str]) -> Path:
     first = 0
     if last.exists():
         first, best = resume(last, settings, model, optimizer)
-    step = settings.temperature * spread
     for epoch in range(first, settings.epochs):
-        learned = train_epoch(settings, model, optimizer, kept, epoch, step)
-        judged = judge(model, batches(held_out or kept, settings.batch_size), step)
+        learned = train_epoch(settings, model, optimizer, taught, epoch)
+        with torch.no_grad():
+            judged = float(np.mean([taught.loss(model, batch).item() for batch in taught.held_out()]))
         print(f"epoch {epoch + 1}: loss {learned:.4f}, held out {judged:.4f}", flush=True)
         if judged < best:
             best = judged
-            export(model, [block.file for block in kept], folder / "encoder.safetensors")
+            export(model, taught.files, folder / "encoder.safetensors")
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1, "best": best}
         save_tensors(last, state | {"settings": course(settings)})
     print(f"best loss {best:.4f}; the encoder is {folder / 'encoder.safetensors'}", flush=True)
@@ -117,20 +150,18 @@ def train(config: str, overrides: Iterable[str]) -> Path:
 
 
 def train_epoch(
-    settings: UsefulnessSettings,
+    settings: EncoderSettings,
     model: UsefulnessEncoder,
     optimizer: torch.optim.Optimizer,
-    blocks: Sequence[ScoredBlock],
+    taught: Objective,
     epoch: int,
-    step: float,
 ) -> float:
-    """One pass over the blocks, in an order that follows from the seed and the epoch; the mean loss."""
+    """One pass over the corpus; the mean loss."""
     for group in optimizer.param_groups:
         group["lr"] = settings.lr * (1 - epoch / settings.epochs)
-    order = np.random.default_rng([settings.seed, epoch]).permutation(len(blocks))
     losses = []
-    for batch in batches([blocks[number] for number in order], settings.batch_size):
-        loss = loss_of(model, batch, step)
+    for batch in taught.epoch(epoch):
+        loss = taught.loss(model, batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
@@ -139,10 +170,28 @@ def train_epoch(
     return float(np.mean(losses))
 
 
-@torch.no_grad()
-def judge(model: UsefulnessEncoder, parts: Sequence[Sequence[ScoredBlock]], step: float) -> float:
-    """Mean loss over batches."""
-    return float(np.mean([loss_of(model, batch, step).item() for batch in parts]))
+class Gains:
+    """Objective `usefulness`: the frame is chosen that gains most, or nothing, which gains 0."""
+
+    def __init__(self, settings: UsefulnessSettings) -> None:
+        self.settings = settings
+        self.kept, self.held = split(settings)
+        self.files = sorted({block.file for block in self.kept})
+        spread = float(np.std([gain for block in self.kept for gain in block.gains])) or 1.0
+        self.step = settings.temperature * spread
+
+    def epoch(self, number: int) -> Iterator[list[ScoredBlock]]:
+        """See `Objective`."""
+        order = np.random.default_rng([self.settings.seed, number]).permutation(len(self.kept))
+        yield from batches([self.kept[place] for place in order], self.settings.batch_size)
+
+    def held_out(self) -> Iterator[list[ScoredBlock]]:
+        """See `Objective`."""
+        yield from batches(self.held or self.kept, self.settings.batch_size)
+
+    def loss(self, model: UsefulnessEncoder, batch: list[ScoredBlock]) -> Tensor:
+        """See `loss_of`."""
+        return loss_of(model, batch, self.step)
 
 
 def batches(blocks: Sequence[ScoredBlock], size: int) -> list[list[ScoredBlock]]:
@@ -152,24 +201,35 @@ def batches(blocks: Sequence[ScoredBlock], size: int) -> list[list[ScoredBlock]]
 
 def split(settings: UsefulnessSettings) -> tuple[list[ScoredBlock], list[ScoredBlock]]:
     """Scored blocks to train on and held out; whole files are held out."""
-    paths = find_latents(settings.data_dir)
-    order = np.random.default_rng(settings.seed).permutation(len(paths))
-    count = min(max(1, round(settings.val_split * len(paths))), len(paths) - 1) if settings.val_split else 0
     parts: tuple[list[ScoredBlock], list[ScoredBlock]] = ([], [])
-    shape = (settings.in_channels, settings.spatial_h, settings.spatial_w)
-    for place, number in enumerate(order):
-        path = paths[number]
-        latents = open_latents(path)
-        if tuple(latents.shape[1:]) != shape:
-            raise UserError(
-                f"latent file {path} has frames of {list(latents.shape[1:])} and the config says {list(shape)}"
-            )
-        for block in read_gains(path):
-            frames, gains = tuple(block["frames"]), tuple(block["gains"])
-            parts[place < count].append(ScoredBlock(path.name, latents, block["start"], frames, gains))
+    for part, paths in zip(parts, split_files(settings), strict=True):
+        for path in paths:
+            latents = open_frames(path, settings)
+            for block in read_gains(path):
+                frames, gains = tuple(block["frames"]), tuple(block["gains"])
+                part.append(ScoredBlock(path.name, latents, block["start"], frames, gains))
     if not parts[0]:
         raise UserError(f"the gains in {settings.data_dir} are of no block; make longer clips")
     return parts
+
+
+def split_files(settings: EncoderSettings) -> tuple[list[Path], list[Path]]:
+    """Latent files to train on and held out."""
+    paths = []
+    for folder in (settings.data_dir, *settings.also):
+        paths += find_latents(folder)
+    order = np.random.default_rng(settings.seed).permutation(len(paths))
+    count = min(max(1, round(settings.val_split * len(paths))), len(paths) - 1) if settings.val_split else 0
+    return [paths[number] for number in order[count:]], [paths[number] for number in order[:count]]
+
+
+def open_frames(path: Path, settings: EncoderSettings) -> Tensor:
+    """Latent frames [F, C, H, W] of a file, mapped."""
+    latents = open_latents(path)
+    shape = (settings.in_channels, settings.spatial_h, settings.spatial_w)
+    if tuple(latents.shape[1:]) != shape:
+        raise UserError(f"latent file {path} has frames of {list(latents.shape[1:])} and the config says {list(shape)}")
+    return latents
 
 
 def loss_of(model: UsefulnessEncoder, blocks: Sequence[ScoredBlock], step: float) -> Tensor:
@@ -204,9 +264,9 @@ def export(model: UsefulnessEncoder, files: Sequence[str], path: Path) -> None:
         temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
-def course(settings: UsefulnessSettings) -> str:
+def course(settings: EncoderSettings) -> str:
     """What decides the course of a training, as text."""
-    elsewhere = places(UsefulnessSettings)
+    elsewhere = places(type(settings))
     return str({name: value for name, value in asdict(settings).items() if name not in elsewhere})
 
 

@@ -85,7 +85,7 @@ def test_help_is_the_docstring(module, monkeypatch, capsys):
 def test_the_api_takes_a_tree_of_overrides():
     config = load_config("configs/tinyworld_latentmem.yaml", {"seed": 3, "model_kwargs": {"memory_size": 4}})
     assert isinstance(config, RunConfig)
-    assert (config.seed, config.model_kwargs.memory_size, config.model_kwargs.recent_exclude) == (3, 4, 5)
+    assert (config.seed, config.model_kwargs.memory_size, config.model_kwargs.retrieve_after) == (3, 4, "local")
 
 
 @pytest.mark.parametrize(

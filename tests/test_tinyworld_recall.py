@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.close import assert_close
-from tests.miniature import ROUNDINGS
 from tests.test_tinyworld_training import LATENTMEM, TINY
 from tinyworld.training import backbone, contexts, fewstep
-from tinyworld.training.backbone import Backbone, forward
+from tinyworld.training.backbone import Backbone
 from tinyworld.training.corpus import Corpus
 from tinyworld.training.lookup import Lookup
 from tinyworld.training.settings import (
@@ -53,18 +51,12 @@ def test_memory_of_another_scene_is_the_next_sequences_and_nothing_is_recalled_b
     plan = plans[-1]
     assert plan.strange.tolist() == [[False] + [True] * 6 + [False] * 8] * 2
     assert not contexts.recallable(plans, camera)[:, 30:33].any()  # the sink does not show what this block uncovers
-    context = TeacherForcing(1, 6, 6, torch.device("cpu"))
-    context.begin([plan], copies=0)
-    whose = torch.arange(2.0).view(2, 1, 1, 1, 1)
-    past = whose.expand(2, 33, 6, 1, 6)
-    context.store[0] = (past, past)
-    own = whose.expand(2, 1, 18, 1, 6)
-    keys, _ = context._gather(0, own, own)
-    of_frames = keys[:, 0, ::6, 0, 0]
+    context = TeacherForcing(plans, 0, 1, 6, 6, torch.device("cpu"))
+    keys = context._gather(torch.arange(2.0).view(2, 1, 1, 1, 1).expand(2, len(plans), 18, 1, 6))
+    of_frames = keys[:, -1, ::6, 0, 0]
     assert of_frames.tolist() == [[0] + [1] * 6 + [0] * 8, [1] + [0] * 6 + [1] * 8]
-    lookup = Lookup([(0, 0)], camera)
-    lookup.begin(context, 11, plans)
-    assert not lookup.right[..., 6:42].any()
+    lookup = Lookup([(0, 0)], camera, context)
+    assert not lookup.right[:, -1, :, 6:42].any()
 
 
 def test_a_step_with_memory_has_at_least_so_many_frames_of_it():
@@ -109,25 +101,25 @@ LEVERS = [
 def test_attention_is_taught_to_find_the_columns_of_the_memory_that_show_the_same_place():
     camera = np.array([[0.0, 32, 40, 50, 64, 64, 0, 0, 0]])  # tokens of 16 pixels
     plan = BlockPlan(np.array([[0, 1, 5]]), (0, 0, 14, 15, 16, 17))  # sink and memory, one local frame, a block of 3
-    context = TeacherForcing(2, 6, 6, torch.device("cpu"))
-    context.begin([plan], copies=1)
-    lookup = Lookup([(0, 0)], camera)
-    lookup.begin(context, 2, [plan] * 3)
-    right = lookup.right[0, 0].reshape(3, 2, 6, 6, 2, 6)  # own frame, row, column, frame attended to, row, column
+    none = BlockPlan(np.zeros((1, 0), np.int64), (0, 1, 2))
+    context = TeacherForcing([none, none, plan], 1, 2, 6, 6, torch.device("cpu"))
+    lookup = Lookup([(0, 0)], camera, context)
+    assert not lookup.right[0, :2].any()
+    right = lookup.right[0, 2].reshape(3, 2, 6, 6, 2, 6)  # own frame, row, column, frame attended to, row, column
     assert right[0, 1, 3].nonzero().tolist() == [
         [0, 1, 3],
         [1, 1, 1],
     ]  # 48 to 64 pixels in the sink and, 32 on, in memory
     assert right[0, 1, 0].nonzero().tolist() == [[0, 1, 0]]  # the memory does not show it
-    assert lookup.in_view[0, 0].reshape(3, 2, 6)[0, 0].tolist() == [False] * 4 + [True] * 2  # the local frame, 64 on
+    assert lookup.in_view[0, 2].reshape(3, 2, 6)[0, 0].tolist() == [False] * 4 + [True] * 2  # the local frame, 64 on
 
     def surprise(found: torch.Tensor) -> float:
-        lookup.surprise, lookup.tokens = ([], []), [0, 0]
-        lookup.judge(1000 * found.float().expand(2, 36, 72), torch.eye(72).expand(2, 72, 72))
+        lookup.surprise, lookup.tokens = ([], []), ([], [])
+        lookup.judge(1000 * found.float().expand(6, 36, 72), torch.eye(72).expand(6, 72, 72))
         return float(lookup.error())
 
-    assert surprise(lookup.right[0, 0]) == pytest.approx(0, abs=1e-4)
-    assert surprise(lookup.right[0, 0].roll(1, -1)) > 100
+    assert surprise(lookup.right[0, 2]) == pytest.approx(0, abs=1e-4)
+    assert surprise(lookup.right[0, 2].roll(1, -1)) > 100
     assert surprise(torch.zeros(36, 72)) > 2  # equal attention to everything, log(72 / 2) for most tokens
 
 
@@ -149,18 +141,19 @@ def drawn_batch(**levers: float) -> tuple[BackboneSettings, backbone.Batch]:
     return settings, batch
 
 
-def test_blocks_that_are_not_taught_run_their_clean_frames_alone():
+def test_only_the_blocks_that_are_taught_count():
     torch.manual_seed(0)
     settings, batch = drawn_batch(covering_memory=1.0)
     model = Backbone(settings, 4)
     torch.nn.init.normal_(model.model.head.head.weight, std=0.1)
-    noisy, sigma, _ = backbone.draw_noisy(batch.clean, 3, 1, 0.0, np.random.default_rng(0))
     taught = batch.recalls()
     assert 0 < taught.sum() < len(taught)
-    with torch.inference_mode():
-        whole = forward(model, batch.captions, batch.clean, noisy, sigma, batch.plans).unflatten(2, (-1, 3))
-        part = forward(model, batch.captions, batch.clean, noisy, sigma, batch.plans, taught=taught).unflatten(
-            2, (-1, 3)
-        )
-    assert_close(part[:, :, taught], whole[:, :, taught], ROUNDINGS)
-    assert (part[:, :, ~taught] == 0).all()
+
+    def loss(**given) -> float:
+        return backbone.teacher_forcing_loss(
+            model, settings, batch, batch.clean, np.random.default_rng(0), **given
+        ).item()
+
+    parts = [loss(taught=taught) * taught.sum(), loss(taught=~taught) * (~taught).sum()]
+    assert sum(parts) / len(taught) == pytest.approx(loss(), rel=1e-5)
+    assert loss(taught=taught) != pytest.approx(loss(), rel=1e-3)

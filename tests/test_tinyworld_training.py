@@ -26,7 +26,7 @@ from tinyworld import films, report
 from tinyworld import train as tinyworld_train
 from tinyworld.train import CONFIG, train
 from tinyworld.training import backbone, contexts, fewstep
-from tinyworld.training.backbone import Backbone, forward
+from tinyworld.training.backbone import Backbone, contexts_of, forward
 from tinyworld.training.bf16_linear import use_bf16_matmul
 from tinyworld.training.corpus import Corpus
 from tinyworld.training.muon import Muon, orthogonal
@@ -35,9 +35,10 @@ from tinyworld.training.settings import (
     FewStepSettings,
     TrainSettings,
 )
-from tinyworld.training.state import Checkpoint
+from tinyworld.training.state import Checkpoint, generator
 from tinyworld.training.teacher_forcing import BlockPlan
 from tinyworld.training.vae import encode
+from tinyworld.training.workers import made_ahead
 from tinyworld.world.scene import TRAVEL
 from utils.errors import UserError
 from utils.settings import load_settings
@@ -69,7 +70,7 @@ def test_teacher_forcing_computes_what_a_rollout_with_the_cache_computes(name):
         laid_out.append(policy.plan(start, recalled if name == "latentmem" and recalled[0] else ()))
     chosen = [BlockPlan(np.array([plan.attended()[:-3]], dtype=np.int64), plan.positions()) for plan in laid_out]
     with torch.inference_mode():
-        flow = forward(film_maker, said, clean, noisy, sigma, chosen)[:, 0]
+        flow = forward(film_maker, said, clean, noisy, sigma, contexts_of(film_maker, chosen, noisy))[:, 0]
         model, text = film_maker.model, film_maker.model.encode_text(film_maker.text(said))
         cache = PlainCache(FrameShape.of(model.params, *size[1:]))
         for plan in laid_out:
@@ -230,7 +231,7 @@ def test_clips_shorter_than_a_training_sequence_are_refused(wrong):
         "backbone.max_start=18", "backbone.steps=0",
         "backbone.wrong_memory=1.5", "world.first=-1", "backbone.most_memory=7", "backbone.muon_lr=nan",
         "backbone.ema=1", "fewstep.own=2",
-        "fewstep.guidance=inf", "backbone.decay=1e9", "backbone.lookup=1", "fewstep.recall_only=1",
+        "fewstep.guidance=inf", "backbone.decay=1e9", "backbone.lookup=1",
         "backbone.strange_memory=0.5", "generates=configs/none.yaml", "seed=-1",
     ],
 )  # fmt: skip
@@ -321,14 +322,38 @@ def test_a_step_stays_on_the_device_that_its_latents_are_on(kind):
     with FakeTensorMode(allow_non_fake_inputs=True):  # refuses operations across devices, and needs none
         with torch.device("meta"):
             model = Backbone(settings, 4)
-            latents = torch.zeros(3, 48, 4, 8, 12)
         use_bf16_matmul(model.model.blocks)
-        corpus = Corpus(latents, np.zeros((3, 48)), np.zeros((3, 48, 3), np.float32), ["a red house"] * 3)
+        corpus = Corpus(
+            torch.zeros(3, 48, 4, 8, 12), np.zeros((3, 48)), np.zeros((3, 48, 3), np.float32), ["a red house"] * 3
+        )
         _, batch = backbone.draw_batch(settings, LATENTMEM, [corpus, corpus], rng)
+        batch = batch.to(torch.device("meta"))
         context = fewstep.own_context(model, FewStepSettings(), settings, batch, rng)
         loss = backbone.teacher_forcing_loss(model, settings, batch, context, rng, guidance=0.5)
         loss.backward()
         assert {x.device.type for x in (loss, context, *(p.grad for p in model.parameters()))} == {"meta"}
+
+
+def test_batches_are_the_same_whoever_draws_them():
+    latents = torch.randn(3, 48, 4, 8, 12, generator=torch.Generator().manual_seed(0)).bfloat16()
+    corpus = Corpus(latents, np.zeros((3, 48)), np.zeros((3, 48, 3), np.float32), ["a red house"] * 3)
+
+    def draw(step: int) -> tuple[np.random.Generator, backbone.Batch]:
+        rng = generator(0, step)
+        return rng, backbone.draw_batch(TINY, LATENTMEM, [corpus, corpus], rng)[1]
+
+    torch.manual_seed(0)
+    here = list(made_ahead(draw, range(5), workers=0))
+    beside = list(made_ahead(draw, range(5), workers=2))
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.rand(1) == after  # PyTorch's own numbers are left as they were
+    for (rng, batch), (other_rng, other) in zip(here, beside, strict=True):
+        assert rng.random() == other_rng.random()  # a step goes on with the same numbers
+        assert torch.equal(batch.clean, other.clean) and batch.captions == other.captions
+        for plan, other_plan in zip(batch.plans, other.plans, strict=True):
+            assert np.array_equal(plan.context, other_plan.context) and plan.positions == other_plan.positions
+    assert len({tuple(batch.frames) for _, batch in here}) > 1
 
 
 def test_a_training_that_was_cut_off_ends_as_one_that_was_not(copied, monkeypatch):

@@ -70,6 +70,34 @@ def test_an_encoder_of_usefulness_finds_what_helps_where_likeness_does_not(tmp_p
     assert "| useful |" in capsys.readouterr().out
 
 
+def test_foresight_finds_what_comes_next_and_needs_no_gains(tmp_path, monkeypatch):
+    write_clips(tmp_path, 8)
+    for measured in tmp_path.glob("*.gains.json"):
+        measured.unlink()
+    (tmp_path / "more").mkdir()
+    for number in (6, 7):  # some lie elsewhere
+        (tmp_path / f"latent_{number:06d}.pt").rename(tmp_path / "more" / f"latent_{number:06d}.pt")
+    told = ["ae/configs/foresight.yaml", f"data_dir={tmp_path}", f"log_dir={tmp_path}", "frames=48", "val_split=0.25"]
+    told.append(f"also=[{tmp_path / 'more'}]")
+    use(monkeypatch, encoder_train, *told, "noise=0.1", "epochs=10", *SIZES, "batch_size=4")
+    trained = tmp_path / "foresight" / "encoder.safetensors"
+    rules = ["--data", tmp_path, "--ckpt", trained, "--out", tmp_path / "out", "--memory", 3, "--local", 12]
+    use(monkeypatch, evaluation, *rules)
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())["rules"]
+    hit = {name: rule["metrics"]["hit"][0] for name, rule in report.items()}
+    likest = max(found for name, found in hit.items() if name != "useful")
+    assert hit["useful"] > likest + 0.1
+
+
+def test_clips_shorter_than_foresight_looks_at_are_refused(tmp_path, monkeypatch):
+    write_clips(tmp_path, 2)
+    told = ["ae/configs/foresight.yaml", f"data_dir={tmp_path}", "also=[]", f"log_dir={tmp_path}", "frames=84", *SIZES]
+    with pytest.raises(UserError, match="has 48 frames and frames is 84"):
+        use(monkeypatch, encoder_train, *told)
+    with pytest.raises(UserError, match="frames is 8; with past 3 it must be 9 or more"):
+        use(monkeypatch, encoder_train, *told, "frames=8")
+
+
 def test_the_gain_of_a_frame_is_what_the_error_loses_by_it(tmp_path, monkeypatch):
     told = make_family(tmp_path)
     told |= {"model_kwargs": latentmem(tmp_path), "num_output_frames": 18}

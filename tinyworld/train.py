@@ -52,19 +52,25 @@ def train(settings: TrainSettings) -> None:
 def make(settings: TrainSettings, device: torch.device, work: Path, export: Path) -> None:
     """Run the stages."""
     policy = settings.policy()
-    gallery.paint_galleries(settings.world, work)
+    gallery.paint_galleries(settings.world, work, settings.workers)
     scenes = gallery.load_gallery(work, "panoramas", settings.world.first)
     if settings.continues:
         codec = load_vae(Path(settings.continues) / "wan_models" / "tinyworld" / "vae", device)
     else:
         codec = train_codec(settings, scenes, work, device)
-    corpora = corpus.encode_corpus(codec, scenes, settings.latents, work, normalise=not settings.continues)
+    corpora = corpus.encode_corpus(
+        codec, scenes, settings.latents, work, normalise=not settings.continues, workers=settings.workers
+    )
     export_vae(codec, export)
     start = load_backbone(settings.backbone, Path(settings.continues), device) if settings.continues else None
-    film = backbone.train(settings.backbone, policy, corpora, work, settings.seed, start)
+    film = backbone.train(
+        settings.backbone, policy, corpora, work, settings.seed, device, start=start, workers=settings.workers
+    )
     export_backbone(film, export)
     draw_starts(export, work / "backbone_sheet.png")
-    film = fewstep.train(film, settings.fewstep, settings.backbone, policy, corpora, work, settings.seed)
+    film = fewstep.train(
+        film, settings.fewstep, settings.backbone, policy, corpora, work, settings.seed, device, settings.workers
+    )
     export_backbone(film, export)
     draw_starts(export, work / "fewstep_sheet.png")
     export_prompts(settings.world.held_out, settings.world.shown, export)

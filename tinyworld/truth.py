@@ -17,13 +17,14 @@ def main() -> None:
     parser = Parser(prog="python -m tinyworld.truth", description=__doc__.split(":")[0] + ".")
     parser.add_argument("folder", nargs="?", type=folder_name, default="datasets/tinyworld_truth")
     parser.add_argument("--clips", type=whole_number(1, 10**6), default=64, help="how many [%(default)s]")
+    parser.add_argument("--first", type=whole_number(0, 10**6), default=0, help="number of the first [%(default)s]")
     parser.add_argument("--frames", type=whole_number(1, 10**5), default=85, help="latent frames a clip [%(default)s]")
     parser.add_argument("--vae", default="wan_models/tinyworld/vae", help="the codec [%(default)s]")
     arguments = parser.parse_args()
     vae = load_vae(arguments.vae)
     folder = require_writable(arguments.folder)
     files = []
-    for index in range(arguments.clips):
+    for index in range(arguments.first, arguments.first + arguments.clips):
         clip = held_out(index, pixel_frames(arguments.frames))
         latents = encode(vae, clip.video[None])[0]  # [F, C, h, w]
         path = folder / f"latent_{index:06d}.pt"

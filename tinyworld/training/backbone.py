@@ -1,7 +1,8 @@
 """The miniature causal backbone: flow matching with block-causal teacher forcing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,18 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pipeline.context import ContextPolicy
-from tinyworld.training.bf16_linear import bf16_is_fast, use_bf16_matmul
+from tinyworld.training.bf16_linear import Bf16Linear, bf16_is_fast, use_bf16_matmul
 from tinyworld.training.contexts import draw_sequence, latentmem, native, recallable
 from tinyworld.training.corpus import Corpus
 from tinyworld.training.lookup import Lookup
 from tinyworld.training.optimise import optimise
 from tinyworld.training.settings import STEPS, BackboneSettings
 from tinyworld.training.state import digest, generator, normal, under
-from tinyworld.training.teacher_forcing import BlockPlan, TeacherForcing, groups
+from tinyworld.training.teacher_forcing import BlockPlan, TeacherForcing
 from tinyworld.training.text_encoder import TextEncoder
+from tinyworld.training.workers import made_ahead
 from tinyworld.world.captions import COLOURS, KINDS
-from wan.model import CausalWanModel
+from wan.model import CausalWanModel, Context
 from wan.params import WanParams
 
 LOOK = (len(COLOURS) + 1, len(KINDS) + 1)  # how many there are of each, with none
@@ -55,7 +57,7 @@ class Batch:
     Attributes:
         captions: one a clip.
         frames: [F] indices into the videos.
-        clean: [B, F, C, h, w] latents.
+        clean: [B, F, C, h, w] latents, bfloat16 as in the corpus until they are on the device.
         plans: one a block.
         ahead: [B, blocks, 3] what comes next as each block begins, see `scene.ahead`.
         recallable: [B, F, w] which columns of the latents only the sink or the memory of their block shows.
@@ -75,9 +77,13 @@ class Batch:
         """Latent frames of a block."""
         return self.plans[0].own_frames
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch, its latents on this device, in float32."""
+        return replace(self, clean=self.clean.to(device).float())
+
     def recalls(self) -> np.ndarray | None:
         """[blocks] to which of them sink and memory alone show something; None where it is none of them."""
-        shown = self.recallable.any(2).any(0).reshape(-1, self.block).any(1).cpu().numpy()
+        shown = self.recallable.any(2).any(0).reshape(-1, self.block).any(1).numpy()
         return shown if shown.any() else None
 
 
@@ -87,17 +93,28 @@ def train(
     corpora: list[Corpus],
     folder: Path,
     seed: int,
+    device: torch.device,
     start: Backbone | None = None,
+    workers: int = 0,
 ) -> Backbone:
-    """Train on [long clips, starts], from new weights or from `start`; resumes from `folder`. The averaged weights."""
+    """Train on [long clips, starts], from new weights or from `start`; resumes from `folder`. The averaged weights.
+
+    Args:
+        start: on the device.
+        workers: processes that draw batches beside.
+    """
     torch.manual_seed(seed)
-    backbone = start or Backbone(settings, corpora[0].latents.shape[2]).to(corpora[0].latents.device)
-    if settings.bf16_matmul and bf16_is_fast(corpora[0].latents.device):
+    backbone = start or Backbone(settings, corpora[0].latents.shape[2]).to(device)
+    if settings.bf16_matmul and bf16_is_fast(device):
         use_bf16_matmul(backbone.model.blocks)
 
-    def loss(step: int) -> tuple[str, torch.Tensor]:
+    def draw(step: int) -> tuple[np.random.Generator, str, Batch]:
         rng = generator(seed, 20, step)
-        kind, batch = draw_batch(settings, policy, corpora, rng)
+        return rng, *draw_batch(settings, policy, corpora, rng)
+
+    def loss(drawn: tuple[np.random.Generator, str, Batch]) -> tuple[str, torch.Tensor]:
+        rng, kind, batch = drawn
+        batch = batch.to(device)
         context = blurred(batch.clean, batch.block, settings.context_noise, rng)
         return kind, teacher_forcing_loss(backbone, settings, batch, context, rng)
 
@@ -114,7 +131,8 @@ def train(
         about["start"] = digest(start.state_dict().values())
     if not settings.steps:
         return backbone.eval()
-    return optimise(backbone, settings, settings.steps, rate, loss, folder / "backbone", about)
+    batches = partial(made_ahead, draw, workers=workers)
+    return optimise(backbone, settings, settings.steps, rate, batches, loss, folder / "backbone", about)
 
 
 def draw_batch(
@@ -133,7 +151,7 @@ def draw_batch(
         frames = draw_sequence(settings, policy, rng)
     picks = rng.integers(0, len(corpus), count)
     inside = corpus.inside(frames)
-    clean = corpus.latents[torch.from_numpy(picks)[:, None], torch.from_numpy(inside)].float()
+    clean = corpus.latents[torch.from_numpy(picks)[:, None], torch.from_numpy(inside)]
     camera = corpus.camera[picks][:, inside]
     if kind == "native" or (kind == "start" and rng.random() < 0.5):
         plans = native(frames, policy, count)
@@ -146,8 +164,7 @@ def draw_batch(
     for pick, drop in zip(picks, dropped, strict=True):
         captions.append("" if drop else corpus.captions[pick])
     columns = torch.from_numpy(recallable(plans, camera))
-    ahead = torch.from_numpy(ahead)
-    return kind, Batch(captions, frames, clean, plans, ahead.to(clean.device), columns.to(clean.device), camera)
+    return kind, Batch(captions, frames, clean, plans, torch.from_numpy(ahead), columns, camera)
 
 
 def draw_noisy(
@@ -191,16 +208,17 @@ def teacher_forcing_loss(
         taught: which blocks count; None: all.
     """
     noisy, sigma, target = draw_noisy(batch.clean, batch.block, settings.copies, settings.full_noise, rng)
-    hidden: list[torch.Tensor] = []  # of each run of blocks [B, 1 + copies, tokens of its frames, dim]
+    hidden: list[torch.Tensor] = []  # [B, 1 + copies, tokens, dim]
     middle = backbone.model.blocks[len(backbone.model.blocks) // 2]
     if settings.ahead:
         tap = middle.register_forward_hook(lambda _, __, x: hidden.append(x.unflatten(1, (1 + settings.copies, -1))))
-    lookup = Lookup(settings.taught_heads(), batch.camera) if settings.lookup else None
-    flow = forward(backbone, batch.captions, context, noisy, sigma, batch.plans, lookup, taught)
-    recallable = batch.recallable[:, None, :, None, None]  # [B, 1, F, 1, 1, w]
+    seen = contexts_of(backbone, batch.plans, noisy)
+    lookup = Lookup(settings.taught_heads(), batch.camera, seen) if settings.lookup else None
+    flow = forward(backbone, batch.captions, context, noisy, sigma, lookup or seen)
+    recallable = batch.recallable.to(noisy.device)[:, None, :, None, None]  # [B, 1, F, 1, 1, w]
     if guidance:
         with torch.no_grad():
-            without_caption = forward(backbone, [""] * len(context), context, noisy, sigma, batch.plans, taught=taught)
+            without_caption = forward(backbone, [""] * len(context), context, noisy, sigma, seen)
             target = target + guidance * (flow - without_caption)
     follows = np.diff(batch.frames, prepend=-1)[:: batch.block] == 1  # after a gap a block cannot know where it is
     counted = torch.from_numpy(follows if taught is None else follows & taught).to(flow.device)
@@ -210,7 +228,7 @@ def teacher_forcing_loss(
     if settings.ahead:
         tap.remove()
         has_caption = torch.tensor([[bool(caption)] for caption in batch.captions], device=flow.device)
-        ahead_loss = _ahead_loss(backbone, torch.cat(hidden, 2), batch.ahead, has_caption & counted)
+        ahead_loss = _ahead_loss(backbone, hidden[0], batch.ahead.to(flow.device), has_caption & counted)
         error = error + settings.ahead * ahead_loss
     if lookup:
         error = error + settings.lookup * lookup.error()
@@ -240,38 +258,26 @@ def forward(
     clean: torch.Tensor,
     noisy: torch.Tensor,
     sigma: torch.Tensor,
-    plans: list[BlockPlan],
-    lookup: Lookup | None = None,
-    taught: Sequence[bool] | None = None,
+    context: Context,
 ) -> torch.Tensor:
-    """Flow of every noisy copy [B, copies, F, C, h, w], each block in the clean context [B, F, C, h, w] of its plan.
-
-    `lookup` judges where some heads look. Of blocks that are not `taught` only the clean frames run; their flow is 0.
-    """
-    model = backbone.model
-    _, ph, pw = model.config.patch_size
-    context = TeacherForcing(clean.shape[-2] // ph, clean.shape[-1] // pw, model.params.head_dim, clean.device)
-    copies = noisy.shape[1]
-    block = plans[0].own_frames
+    """Flow of every noisy copy [B, copies, F, C, h, w], each block in its clean context, frames of [B, F, C, h, w]."""
     noiseless = torch.zeros(len(clean), 1, clean.shape[1], device=clean.device)
     t = torch.cat([noiseless, 1000 * sigma.flatten(3)[..., 0]], 1)  # [B, 1 + copies, F]
     x = torch.cat([clean.unsqueeze(1), noisy], 1)
-    flows = []
-    text = model.encode_text(backbone.text(captions))
-    for run in groups(plans, taught):
-        span = slice(block * run[0], block * (run[-1] + 1))
-        noised = copies if taught is None or taught[run[0]] else 0
-        context.begin([plans[number] for number in run], noised)
-        x_run = rearrange(x[:, : 1 + noised, span], "b c f ... -> b (c f) ...")
-        t_run = rearrange(t[:, : 1 + noised, span], "b c f -> b (c f)")
-        if lookup:
-            lookup.begin(context, run[0], plans)
-        flow = model(x_run, t_run, text, lookup or context)
-        if noised:
-            flows.append(rearrange(flow, "b (c f) ... -> b c f ...", c=1 + copies)[:, 1:])
-        else:
-            flows.append(torch.zeros_like(noisy[:, :, span]))
-    return torch.cat(flows, 2)
+    text = backbone.model.encode_text(backbone.text(captions))
+    flow = backbone.model(x.flatten(1, 2), t.flatten(1), text, context)
+    return flow.unflatten(1, x.shape[1:3])[:, 1:]
+
+
+def contexts_of(backbone: Backbone, plans: Sequence[BlockPlan], noisy: torch.Tensor) -> TeacherForcing:
+    """What the blocks of noisy copies [B, copies, F, C, h, w] attend to in `forward`."""
+    model = backbone.model
+    _, ph, pw = model.config.patch_size
+    grid = (noisy.shape[-2] // ph, noisy.shape[-1] // pw)
+    # a GPU is several times faster in bfloat16, a CPU is not
+    in_bf16 = noisy.device.type == "cuda" and isinstance(model.blocks[0].self_attn.o, Bf16Linear)
+    dtype = torch.bfloat16 if in_bf16 else torch.float32
+    return TeacherForcing(plans, noisy.shape[1], *grid, model.params.head_dim, noisy.device, dtype)
 
 
 def _schedule(step: int, settings: BackboneSettings) -> float:

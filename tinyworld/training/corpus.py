@@ -1,6 +1,7 @@
 """The corpus: clips of painted scenes encoded once, with captions and the camera's truth."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tinyworld.training.gallery import Gallery
 from tinyworld.training.settings import LatentSettings
 from tinyworld.training.state import Checkpoint, digest
 from tinyworld.training.vae import encode
+from tinyworld.training.workers import made_ahead
 from tinyworld.world.captions import caption
 from tinyworld.world.scene import HEIGHT, ONE_LATENT, VIEW, ahead, draw_scene, draw_shot, meaning, pixel_frames
 from wan.vae import normalisation
@@ -21,7 +23,7 @@ class Corpus:
     """Encoded clips.
 
     Attributes:
-        latents: [clips, F, C, h, w] bfloat16, normalised per channel, on the device to train on.
+        latents: [clips, F, C, h, w] bfloat16, normalised per channel.
         camera: [clips, F] pixels, left edge of the view at each latent's last frame.
         ahead: [clips, F, 3] what the camera comes to next at each latent's last frame, see `scene.ahead`.
         captions: one a clip.
@@ -48,30 +50,35 @@ class Corpus:
 
 
 def encode_corpus(
-    vae: AutoencoderKLWan, scenes: Gallery, settings: LatentSettings, folder: Path, normalise: bool = True
+    vae: AutoencoderKLWan,
+    scenes: Gallery,
+    settings: LatentSettings,
+    folder: Path,
+    normalise: bool = True,
+    workers: int = 0,
 ) -> list[Corpus]:
     """Encode shots of the painted scenes: [long clips, short ones that only show how a video starts].
 
     Resumes from what was encoded before. The codec's config gets the long clips' mean and standard
     deviation per channel, unless `normalise` is off and it has them: then what it encodes is normalised already.
+    So many `workers` film beside.
     """
     first_start = settings.clips
-    long = _encode(vae, scenes, settings.clips, settings.frames, 0, settings.batch, folder / "long.pt")
-    short = _encode(
-        vae, scenes, settings.starts, settings.start_frames, first_start, settings.batch, folder / "short.pt"
-    )
+    encoded = partial(_encode, vae, scenes, batch=settings.batch, workers=workers)
+    long = encoded(settings.clips, settings.frames, 0, path=folder / "long.pt")
+    short = encoded(settings.starts, settings.start_frames, first_start, path=folder / "short.pt")
     if normalise:
         mean = long.float().mean((0, 1, 3, 4))
         std = long.float().std((0, 1, 3, 4))
         vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
         long, short = normalised(vae, long), normalised(vae, short)
-    return [_corpus(long.to(vae.device), 0, scenes), _corpus(short.to(vae.device), first_start, scenes)]
+    return [_corpus(long, 0, scenes), _corpus(short, first_start, scenes)]
 
 
 def normalised(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
     """Raw latents [..., C, h, w] to the zero mean and unit deviation that the backbone sees."""
     mean, std = normalisation(vae)  # each [C, 1, 1, 1]
-    return ((z.to(vae.device).float() - mean.squeeze(-1)) / std.squeeze(-1)).to(z.dtype)
+    return ((z.float() - mean.squeeze(-1).to(z.device)) / std.squeeze(-1).to(z.device)).to(z.dtype)
 
 
 class _Store:
@@ -88,7 +95,14 @@ class _Store:
 
 
 def _encode(
-    vae: AutoencoderKLWan, scenes: Gallery, clips: int, frames: int, first: int, batch: int, path: Path
+    vae: AutoencoderKLWan,
+    scenes: Gallery,
+    clips: int,
+    frames: int,
+    first: int,
+    batch: int,
+    workers: int,
+    path: Path,
 ) -> torch.Tensor:
     """Latents of the shots with seeds first .. first + clips - 1, normalised if the codec has a mean and deviation."""
     store = _Store(torch.zeros(clips, frames, vae.config.z_dim, HEIGHT // 8, VIEW // 8, dtype=torch.bfloat16))
@@ -100,11 +114,15 @@ def _encode(
         "codec": digest(vae.state_dict().values()),
     }
     checkpoint = Checkpoint(path, {"store": store}, about)
-    for start in range(checkpoint.resume(), clips, batch):
+    done = checkpoint.resume()
+
+    def film(clip: int) -> np.ndarray:
+        return scenes.film(clip % len(scenes), draw_shot(first + clip), pixel_frames(frames))
+
+    filmed = made_ahead(film, range(done, clips), workers)
+    for start in range(done, clips, batch):
         stop = min(start + batch, clips)
-        videos = []
-        for clip in range(start, stop):
-            videos.append(scenes.film(clip % len(scenes), draw_shot(first + clip), pixel_frames(frames)))
+        videos = [next(filmed) for _ in range(start, stop)]
         store.latents[start:stop] = encode(vae, np.stack(videos)).bfloat16()
         checkpoint.save(stop)
     checkpoint.save(clips, force=True)

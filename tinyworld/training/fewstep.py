@@ -10,6 +10,7 @@ holds the true one. So in a share of the sequences all that is late is invented,
 """
 
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tinyworld.training.backbone import (
     Backbone,
     Batch,
     blurred,
+    contexts_of,
     draw_batch,
     draw_noisy,
     forward,
@@ -31,6 +33,7 @@ from tinyworld.training.optimise import optimise
 from tinyworld.training.settings import BackboneSettings, FewStepSettings
 from tinyworld.training.state import digest, generator, normal, under
 from tinyworld.training.teacher_forcing import BlockPlan
+from tinyworld.training.workers import made_ahead
 
 HALFWAY = 5 * 0.5 / (1 + 4 * 0.5)  # the noise level in the middle of the sampler's schedule
 
@@ -43,8 +46,10 @@ def train(
     corpora: list[Corpus],
     folder: Path,
     seed: int,
+    device: torch.device,
+    workers: int = 0,
 ) -> Backbone:
-    """Go on with a trained backbone; resumes from `folder`. Returns the averaged weights."""
+    """Go on with a trained backbone on the device; resumes from `folder`. Returns the averaged weights."""
     about = {
         "seed": seed,
         **under("fewstep", few),
@@ -55,9 +60,13 @@ def train(
     }
     settings = few_step_settings(few, settings)
 
-    def loss(step: int) -> tuple[str, torch.Tensor]:
+    def draw(step: int) -> tuple[np.random.Generator, str, Batch]:
         rng = generator(seed, 30, step)
-        kind, batch = draw_batch(settings, policy, corpora, rng)
+        return rng, *draw_batch(settings, policy, corpora, rng)
+
+    def loss(drawn: tuple[np.random.Generator, str, Batch]) -> tuple[str, torch.Tensor]:
+        rng, kind, batch = drawn
+        batch = batch.to(device)
         if kind == "start":  # mostly blocks without any context: what matters is the caption
             context = blurred(batch.clean, batch.block, settings.context_noise, rng)
         else:
@@ -70,7 +79,8 @@ def train(
     def rate(step: int) -> float:
         return 1 - step / few.steps
 
-    return optimise(backbone, settings, few.steps, rate, loss, folder / "fewstep", about)
+    batches = partial(made_ahead, draw, workers=workers)
+    return optimise(backbone, settings, few.steps, rate, batches, loss, folder / "fewstep", about)
 
 
 def few_step_settings(few: FewStepSettings, settings: BackboneSettings) -> BackboneSettings:
@@ -89,7 +99,9 @@ def own_context(
     """The batch's frames [B, F, C, h, w], a share of the blocks as the model makes them from noised ones."""
     context = blurred(batch.clean, batch.block, settings.context_noise, rng)
     noisy, sigma, _ = draw_noisy(batch.clean, batch.block, 1, 0.0, rng, few.lowest)
-    made = noisy - sigma * forward(backbone, batch.captions, context, noisy, sigma, batch.plans)
+    made = noisy - sigma * forward(
+        backbone, batch.captions, context, noisy, sigma, contexts_of(backbone, batch.plans, noisy)
+    )
     own = torch.from_numpy(rng.random((len(context), context.shape[1] // batch.block)) < few.own)
     own = repeat(own, "b s -> b (s f) 1 1 1", f=batch.block).to(made.device)
     return torch.where(own, made[:, 0], context)
@@ -106,11 +118,12 @@ def invented_context(
     plans = [without_memory(plan, number) for number, plan in enumerate(batch.plans)]
     truth = blurred(batch.clean, batch.block, settings.context_noise, rng)
     made = torch.zeros_like(batch.clean)
+    seen = contexts_of(backbone, plans, made.unsqueeze(1))
     for level in (1.0, HALFWAY):
         noise = normal(rng, len(made), 1, *made.shape[1:], device=made.device)
         sigma = torch.full((len(made), 1, made.shape[1], 1, 1, 1), level, device=made.device)
         noisy = (1 - sigma) * made.unsqueeze(1) + sigma * noise
-        made = (noisy - sigma * forward(backbone, batch.captions, context, noisy, sigma, plans))[:, 0]
+        made = (noisy - sigma * forward(backbone, batch.captions, context, noisy, sigma, seen))[:, 0]
     blocks = context.shape[1] // batch.block
     cut = batch.block * rng.integers(blocks // 4, blocks, len(context))
     late = torch.from_numpy(np.arange(context.shape[1]) >= cut[:, None]).to(made.device)

@@ -7,6 +7,7 @@ import numpy as np
 
 from tinyworld.training.settings import WorldSettings
 from tinyworld.training.state import digest
+from tinyworld.training.workers import made_ahead
 from tinyworld.world.film import HELD_OUT, film
 from tinyworld.world.render import paint
 from tinyworld.world.scene import Shot, draw_scene, draw_shot
@@ -33,17 +34,21 @@ class Gallery:
         return film(self.panoramas[index], draw_scene(self.first + index), shot, frames)
 
 
-def paint_galleries(settings: WorldSettings, folder: Path) -> None:
-    """Paint all scenes: `panoramas.npy` and `held_out.npy`, each [scenes, H, W, 3] uint8."""
+def paint_galleries(settings: WorldSettings, folder: Path, workers: int = 0) -> None:
+    """Paint all scenes, in so many `workers`: `panoramas.npy` and `held_out.npy`, each [scenes, H, W, 3] uint8."""
     galleries = (("held_out", HELD_OUT, settings.held_out), ("panoramas", settings.first, settings.scenes))
     for name, first, count in galleries:
         path = folder / f"{name}.npy"
         if path.exists():
             _require_scenes(path, first, count)
             continue
-        pictures = np.stack([paint(draw_scene(seed)) for seed in range(first, first + count)])
+        pictures = np.stack([*made_ahead(_painted, range(first, first + count), workers)])
         with atomic(path) as temporary:
             np.save(temporary, pictures)
+
+
+def _painted(seed: int) -> np.ndarray:
+    return paint(draw_scene(seed))
 
 
 def load_gallery(folder: Path, name: str, first: int) -> Gallery:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from einops import rearrange, repeat
+from torch.nn.functional import pad
 
-from tinyworld.training.teacher_forcing import BlockPlan, TeacherForcing
+from tinyworld.training.teacher_forcing import TeacherForcing
 from tinyworld.world.scene import VIEW
 from wan.model import Attended
 
@@ -28,34 +29,24 @@ class Lookup:
     Args:
         heads: (layer, head) of each.
         camera: [B, F] pixels.
+        context: what the forward's attention works on.
     """
 
-    def __init__(self, heads: Sequence[tuple[int, int]], camera: np.ndarray) -> None:
+    def __init__(self, heads: Sequence[tuple[int, int]], camera: np.ndarray, context: TeacherForcing) -> None:
         self.heads = tuple(heads)
-        self.camera = camera
-        self.surprise: tuple[list[torch.Tensor], ...] = ([], [])
-        self.tokens = [0, 0]
-
-    def begin(self, context: TeacherForcing, first: int, plans: Sequence[BlockPlan]) -> None:
-        """The next forward runs the blocks from number `first` on that `context` has begun."""
         self.context = context
+        self.surprise: tuple[list[torch.Tensor], ...] = ([], [])
+        self.tokens: tuple[list[torch.Tensor], ...] = ([], [])
         rows, columns = context.grid
-        token = VIEW / columns  # pixels
-        right, in_view = [], []
-        for number in range(first, first + context.blocks):
-            plan = plans[number]
-            start = number * plan.own_frames
-            own = np.tile(np.arange(start, start + plan.own_frames), (len(self.camera), 1))
-            same = self._same_place(own, plan.context, token * np.arange(columns))
-            if plan.strange is not None:
-                same &= ~plan.strange.repeat(columns, 1)[:, None]
-            remembered = columns * (plan.context.shape[1] - plan.local_frames(start))
-            in_view.append(repeat(same[..., remembered:].any(-1), "b (f w) -> b (f r w)", r=rows, w=columns))
-            same[..., remembered:] = False
-            same = np.pad(same, ((0, 0), (0, 0), (0, own.shape[1] * columns)))
-            right.append(_in_the_same_row(same, rows, columns))
-        self.right = torch.from_numpy(np.stack(right, 1)).to(context.device)  # [B, blocks, own tokens, all tokens]
-        self.in_view = torch.from_numpy(np.stack(in_view, 1)).to(context.device)  # [B, blocks, own tokens]
+        same = self._same_place(torch.from_numpy(camera).to(context.index.device), columns)
+        same = same & (context.visible & ~context.strange)[:, :, None, None, :, None]
+        local = context.local[:, None, None, :, None]
+        in_view = (same & local).flatten(4).any(-1)
+        self.in_view = repeat(in_view, "b s f w -> b s (f r w)", r=rows)  # [B, blocks, own tokens]
+        row = torch.eye(rows, dtype=torch.bool, device=same.device)  # no token is right in another row
+        right = rearrange(same & ~local, "b s f w g v -> b s f 1 w g 1 v") & row[:, None, None, :, None]
+        right = rearrange(right, "b s f r w g q v -> b s (f r w) (g q v)")
+        self.right = pad(right, (0, right.shape[2]))  # [B, blocks, own tokens, all tokens]
 
     def update(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attended:
         """See `wan.model.Context`."""
@@ -67,38 +58,36 @@ class Lookup:
 
     def judge(self, q: torch.Tensor, k: torch.Tensor) -> None:
         """Add up the surprise of a head's rotated queries and keys [B copies blocks, tokens, head_dim]."""
-        right = self.right
-        sample, block = torch.nonzero(right.flatten(2).any(-1), as_tuple=True)
-        right = right[sample, block].unsqueeze(1)  # [those, 1, own tokens, all tokens]
-        in_view = self.in_view[sample, block].unsqueeze(1)
         b, s = self.right.shape[:2]
-        q = rearrange(q, "(b c s) t d -> b s c t d", b=b, s=s)[sample, block]
-        k = rearrange(k, "(b c s) t d -> b s c t d", b=b, s=s)[sample, block]
-        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        right = self.right.unsqueeze(1)  # [B, 1, blocks, own tokens, all tokens]
+        logits = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+        if self.context.bias is not None:
+            logits = logits + self.context.bias.squeeze(1)
+        logits = rearrange(logits, "(b c s) t u -> b c s t u", b=b, s=s)
         surprise = logits.logsumexp(-1) - logits.masked_fill(~right, -1e4).logsumexp(-1)
         taught = right.any(-1)
+        in_view = self.in_view.unsqueeze(1)
         for kind, where in enumerate((taught & in_view, taught & ~in_view)):
             self.surprise[kind].append((surprise * where).sum())
-            self.tokens[kind] += int(where.sum()) * surprise.shape[1]
+            self.tokens[kind].append(where.sum() * surprise.shape[1])
 
     def error(self) -> torch.Tensor | float:
         """The mean surprise of the tokens in view and that of the tokens that a block uncovers, added up."""
         total: torch.Tensor | float = 0.0
         for surprise, tokens in zip(self.surprise, self.tokens, strict=True):
-            if tokens:
-                total = total + torch.stack(surprise).sum() / tokens
+            total = total + sum(surprise) / sum(tokens).clamp_min(1)
         return total
 
-    def _same_place(self, own: np.ndarray, context: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """[B, own columns, context columns] whether two columns of tokens show the same place, to half a token."""
-        sample = np.arange(len(own))[:, None]
-        here = (self.camera[sample, own][..., None] + left).reshape(len(own), -1)
-        there = (self.camera[sample, context][..., None] + left).reshape(len(own), -1)
-        return np.abs(here[:, :, None] - there[:, None, :]) <= (left[1] - left[0]) / 2
+    def _same_place(self, camera: torch.Tensor, columns: int) -> torch.Tensor:
+        """[B, blocks, own frames, own columns, S, columns] whether two tokens show the same place, to half a token.
 
-
-def _in_the_same_row(same: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """[B, own columns, all columns] to [B, own tokens, all tokens]: no token is right in another row."""
-    same = rearrange(same, "b (f w) (g v) -> b f 1 w g 1 v", w=columns, v=columns)
-    row = np.eye(rows, dtype=bool)[None, None, :, None, None, :, None]
-    return rearrange(same & row, "b f r w g q v -> b (f r w) (g q v)")
+        Args:
+            camera: [B, F] pixels.
+            columns: tokens of a frame's row.
+        """
+        token = VIEW / columns  # pixels
+        left = token * torch.arange(columns, device=camera.device)
+        here = rearrange(camera, "b (s f) -> b s f 1 1 1", s=self.context.blocks) + left[:, None, None]
+        of_context = camera.gather(1, self.context.index.flatten(1)).view(self.context.index.shape)
+        there = rearrange(of_context, "b s g -> b s 1 1 g 1") + left
+        return (here - there).abs() <= token / 2

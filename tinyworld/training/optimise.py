@@ -1,7 +1,7 @@
 """The steps of the backbone's training: gradients, averaged weights, curves, a state to resume from."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from tinyworld.training.settings import STEPS, BackboneSettings
 from tinyworld.training.state import Checkpoint, Log
 
 B = TypeVar("B", bound=nn.Module)
+T = TypeVar("T")
 WEIGHT_DECAY = 0.01  # of the matrices
 
 
@@ -23,12 +24,14 @@ def optimise(
     settings: BackboneSettings,
     steps: int,
     schedule: Callable[[int], float],
-    loss: Callable[[int], tuple[str, torch.Tensor]],
+    batches: Callable[[range], Iterator[T]],
+    loss: Callable[[T], tuple[str, torch.Tensor]],
     name: Path,
     about: dict[str, Any],
 ) -> B:
-    """Take `steps` steps on `loss`, which gives a step's kind and value; the averaged weights come back.
+    """Take `steps` steps on the `loss` of what `batches` gives for each; the averaged weights come back.
 
+    `loss` gives a step's kind and value.
     State and curves are kept as `name`.pt and `name`.csv, the state with what it depends on, `about`.
     """
     average = AveragedModel(backbone.train(), multi_avg_fn=_average(settings.ema))
@@ -36,18 +39,19 @@ def optimise(
     parts = {"backbone": backbone, "average": average, "optimizer": optimizer}
     checkpoint = Checkpoint(name.with_suffix(".pt"), parts, about)
     log = Log(name.with_suffix(".csv"))
-    recent: dict[str, list[float]] = {kind: [] for kind in STEPS}  # losses since the last line of the log
+    recent: dict[str, list[torch.Tensor]] = {kind: [] for kind in STEPS}  # losses since the last line of the log
     started = time.monotonic()
-    for step in range(checkpoint.resume(), steps):
-        kind, value = loss(step)
+    left = range(checkpoint.resume(), steps)
+    for step, batch in zip(left, batches(left), strict=True):
+        kind, value = loss(batch)
         value.backward()
         nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
         rate = schedule(step)
         optimizer.step(settings.muon_lr * rate, settings.adam_lr * rate)
         average.update_parameters(backbone)
-        recent[kind].append(value.item())
+        recent[kind].append(value.detach())
         if step % 50 == 49 or step + 1 == steps:
-            means = {kind: float(np.mean(values or [np.nan])) for kind, values in recent.items()}
+            means = {kind: float(torch.stack(values).mean()) if values else np.nan for kind, values in recent.items()}
             taken = sum(map(len, recent.values()))
             log.write(step + 1, **means, seconds=(time.monotonic() - started) / taken)
             recent = {kind: [] for kind in STEPS}

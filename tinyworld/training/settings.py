@@ -218,6 +218,7 @@ class TrainSettings(Settings):
 
     seed: int = setting(0, "seed of all that is drawn", at_least=0, at_most=2**63 - 1)
     threads: int = setting(2, "CPU threads", at_least=1, place=True)
+    workers: int = setting(0, "processes that paint, film and draw batches beside", at_least=0, place=True)
     device: str = setting("auto", "device to train on: auto, cpu, cuda or cuda:N", place=True)
     work: str = setting("runs/tinyworld", "folder of what can be resumed, with curves", place=True, writes=True)
     export: str = setting(
@@ -255,11 +256,6 @@ class TrainSettings(Settings):
             raise UserError(
                 f"backbone.strange_memory takes frames of the other sequence; backbone.batch {self.backbone.batch} and "
                 f"fewstep.batch {self.fewstep.batch} must be 2 or more"
-            )
-        if self.fewstep.recall_only and self.backbone.ahead:
-            raise UserError(
-                f"fewstep.recall_only trains some blocks of a sequence and backbone.ahead {self.backbone.ahead} reads "
-                "all; set backbone.ahead=0"
             )
         start_frames = policy.block * max(self.backbone.start_blocks, self.fewstep.start_blocks)
         _require_long_enough("frames", self.latents.frames, self.backbone.frames)

@@ -1,16 +1,18 @@
 """Teacher forcing, exactly: many blocks in one forward, each in the context its plan names.
 
-One forward runs a group of consecutive blocks of a clip, once with clean frames and `copies` times
-with noisy ones. At each layer every block attends to clean frames' keys and values, which come from
-the clean run of their own block, as they do from the key/value cache in a rollout, and to its own.
+One forward runs all blocks of a clip, once with clean frames and `copies` times with noisy ones. At
+each layer every block attends to clean frames' keys and values, which come from the clean run of
+their own block, as they do from the key/value cache in a rollout, and to its own.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
+from torch.nn.functional import pad
 
 from wan.model import Attended
 from wan.rope import rope_table, rotate
@@ -48,52 +50,65 @@ class BlockPlan:
         return count
 
 
-def groups(plans: Sequence[BlockPlan], taught: Sequence[bool] | None = None) -> list[list[int]]:
-    """Runs of consecutive blocks whose contexts are equally long, taught all or none: what one forward can hold."""
-    runs: list[list[int]] = []
-    kinds = []
-    for number, plan in enumerate(plans):
-        kinds.append((plan.context.shape[1], taught is None or taught[number]))
-    for block, kind in enumerate(kinds):
-        if runs and kinds[runs[-1][-1]] == kind:
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    return runs
-
-
 class TeacherForcing:
-    """Implements `wan.model.Context` over a sequence, group of blocks by group of blocks.
+    """Implements `wan.model.Context` for a sequence: frames [clean | copy 1 | ...], each all blocks.
+
+    The contexts of blocks that have fewer frames than the longest are filled up with frames that nothing attends to.
+
+    Attributes:
+        index: [B, blocks, S] frames of the sequence that are attended to, S those of the longest context.
+        strange: [B, blocks, S] which of them are the next sample's.
+        visible: [blocks, S] which are no filling.
+        local: [blocks, S] which run up to the block.
 
     Args:
+        plans: one a block.
+        copies: how many noisy ones.
         height, width: of a frame, in tokens.
         head_dim: channels of a head.
         device: of the keys and values.
+        dtype: of the attention.
     """
 
-    def __init__(self, height: int, width: int, head_dim: int, device: torch.device) -> None:
-        self.grid = (height, width)
-        self.head_dim = head_dim
-        self.device = device
-        self.store: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # per layer: k, v of the clean frames so far
-
-    def begin(self, plans: Sequence[BlockPlan], copies: int) -> None:
-        """Set the blocks of the next forward: frames [clean | copy 1 | ...], each all blocks of the group."""
+    def __init__(
+        self,
+        plans: Sequence[BlockPlan],
+        copies: int,
+        height: int,
+        width: int,
+        head_dim: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.blocks = len(plans)
         self.copies = copies
         self.frames = plans[0].own_frames
-        index = np.stack([plan.context for plan in plans], 1)  # [B, blocks, context]
-        self.index = torch.from_numpy(index).to(self.device)
-        whose = np.zeros_like(index) + np.arange(len(index))[:, None, None]
-        for number, plan in enumerate(plans):
+        self.grid = (height, width)
+        self.dtype = dtype
+        sizes = np.array([plan.context.shape[1] for plan in plans])
+        shape = (len(plans[0].context), len(plans), sizes.max())
+        index = np.zeros(shape, np.int64)
+        strange = np.zeros(shape, bool)
+        local = np.zeros(shape[1:], bool)
+        positions = np.zeros((len(plans), shape[2] + self.frames), np.int64)
+        for number, (plan, size) in enumerate(zip(plans, sizes, strict=True)):
+            index[:, number, :size] = plan.context
             if plan.strange is not None:
-                whose[:, number] = (whose[:, number] + plan.strange) % len(index)
-        self.whose = torch.from_numpy(whose).to(self.device)  # sample that each of them is taken from
-        tables = []
-        for plan in plans:
-            tables.append(rope_table(plan.positions, *self.grid, self.head_dim, self.device))
-        table = torch.stack(tables)  # [blocks, T, 1, head_dim / 2]
-        own = self.frames * self.grid[0] * self.grid[1]
+                strange[:, number, :size] = plan.strange
+            local[number, size - plan.local_frames(number * self.frames) : size] = True
+            positions[number, :size] = plan.positions[:size]
+            positions[number, -self.frames :] = plan.positions[size:]
+        whose = (np.arange(len(index))[:, None, None] + strange) % len(index)
+        visible = np.arange(shape[2]) < sizes[:, None]
+        self.index = torch.from_numpy(index).to(device)
+        self.strange = torch.from_numpy(strange).to(device)
+        self.local = torch.from_numpy(local).to(device)
+        self.visible = torch.from_numpy(visible).to(device)
+        self.whose = torch.from_numpy(whose).to(device)  # sample that each of them is taken from
+        self.bias = None if visible.all() else self._bias(len(index))
+        table = rope_table(positions.flatten().tolist(), *self.grid, head_dim, device)
+        table = rearrange(table, "(s t) one c -> s t one c", s=self.blocks)
+        own = self.frames * height * width
         self.own_table = table[:, -own:]
         self.context_table = table[:, :-own]
 
@@ -101,32 +116,30 @@ class TeacherForcing:
         """See `wan.model.Context`; blocks come back folded into the batch."""
         q = self._unfold(q)
         k = self._unfold(k)
-        v = self._unfold(v)
-        seen_k, seen_v = self._gather(layer, k[:, 0], v[:, 0])  # [B, blocks, context tokens, heads, head_dim]
-        seen_k = rotate(seen_k, self.context_table)
-        q = rotate(q, self.own_table)
-        k = rotate(k, self.own_table)
+        v = self._unfold(v).to(self.dtype)
+        seen_k = rotate(self._gather(k[:, 0]), self.context_table)  # [B, blocks, context tokens, heads, head_dim]
+        seen_v = self._gather(v[:, 0])
+        q = rotate(q, self.own_table).to(self.dtype)
+        k = rotate(k, self.own_table).to(self.dtype)
         every_copy = (-1, 1 + self.copies, -1, -1, -1, -1)
-        k = torch.cat([seen_k.unsqueeze(1).expand(every_copy), k], 3)
+        k = torch.cat([seen_k.to(self.dtype).unsqueeze(1).expand(every_copy), k], 3)
         v = torch.cat([seen_v.unsqueeze(1).expand(every_copy), v], 3)
-        return Attended(_fold(q), _fold(k), _fold(v))
+        return Attended(_fold(q), _fold(k), _fold(v), self.bias)
+
+    def _bias(self, batch: int) -> torch.Tensor:
+        """[B copies blocks, 1, 1, tokens attended to] of the logits: minus infinity where the context is filled up."""
+        visible = repeat(self.visible, "s f -> (b c s) 1 1 (f p)", b=batch, c=1 + self.copies, p=math.prod(self.grid))
+        bias = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
+        return pad(bias, (0, self.frames * math.prod(self.grid)))
 
     def _unfold(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens [B, copies blocks tokens, heads, head_dim] to [B, 1 + copies, blocks, tokens of one, ...]."""
         return rearrange(x, "b (c s t) n d -> b c s t n d", c=1 + self.copies, s=self.blocks)
 
-    def _gather(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add this group's clean keys and values to the store; pick those that the plans name."""
-        k = rearrange(k, "b s (f p) n d -> b (s f) p n d", f=self.frames)
-        v = rearrange(v, "b s (f p) n d -> b (s f) p n d", f=self.frames)
-        if layer in self.store:
-            past_k, past_v = self.store[layer]
-            k = torch.cat([past_k, k], 1)
-            v = torch.cat([past_v, v], 1)
-        self.store[layer] = (k, v)
-        seen_k = rearrange(k[self.whose, self.index], "b s f p n d -> b s (f p) n d")
-        seen_v = rearrange(v[self.whose, self.index], "b s f p n d -> b s (f p) n d")
-        return seen_k, seen_v
+    def _gather(self, x: torch.Tensor) -> torch.Tensor:
+        """Of the clean frames' keys or values those that the plans name."""
+        x = rearrange(x, "b s (f p) n d -> b (s f) p n d", f=self.frames)
+        return rearrange(x[self.whose, self.index], "b s f p n d -> b s (f p) n d")
 
 
 def _fold(x: torch.Tensor) -> torch.Tensor:
