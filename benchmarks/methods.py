@@ -102,16 +102,20 @@ def planned(policy: "ContextPolicy", shape: "FrameShape", params: "WanParams", c
     before: list = []
     for start in range(FIRST, FIRST + 12 * policy.block, policy.block):
         plan = plan_of(policy, start)
+        assembled = [plan]
         operations = config.steps * operations_of(plan, shape, params)
+        if policy.query == "draft":  # its first step sees no memory
+            assembled = [policy.plan(start), plan]
+            operations += operations_of(assembled[0], shape, params) - operations_of(plan, shape, params)
         for forward in (*policy.before(start), policy.commit(plan)):
             operations += operations_of(forward, shape, params, leaves=True)
         flops.append(operations)
-        pieces = list(plan.past[0])
         new = []
-        for place, piece in enumerate(pieces):
-            if place >= len(before) or before[place] != piece or piece.role == "merged":
-                new.append(piece)
-        before = pieces
+        for pieces in (one.past[0] for one in assembled):
+            for place, piece in enumerate(pieces):
+                if place >= len(before) or before[place] != piece or piece.role == "merged":
+                    new.append(piece)
+            before = pieces
         moved.append(sum(shape.nbytes(torch.bfloat16, piece.pool) for piece in new))
     held = KVCache.nbytes_of(shape, policy, torch.bfloat16)
     return {

@@ -269,7 +269,15 @@ class RunConfig(
         policy = self.policy()
         if not policy.retrieves or not policy.memory_size:
             return None
-        return _picked(DESCRIPTORS[self.model_kwargs.compression_method], self.model_kwargs)
+        method = self.model_kwargs.compression_method
+        if policy.query == "draft" and method == "useful":
+            raise UserError("compression_method useful has a query of its own; set query=last, or use 'ae'")
+        if policy.query == "draft" and len(self.denoising_step_list) == 1:
+            raise UserError(
+                "query draft asks after the first denoising step, and denoising_step_list has no other to see what was "
+                "found; add one, or set query=last"
+            )
+        return _picked(DESCRIPTORS[method], self.model_kwargs)
 
     def loras(self) -> list[tuple[Path, float]]:
         """(file, strength) of each LoRA."""

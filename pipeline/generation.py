@@ -81,6 +81,7 @@ class Generation:
         frames: length of the video in latent frames; after the last one nothing is retrieved. None: no end is known.
         start: first frame of the block to come.
         selection: what was retrieved for it.
+        drafted: its noise and what the first denoising step predicted of it, where a draft was made.
         embed: prompts -> their embeddings [B, text_len, text_dim].
         about: says what its keys and values depend on beside latents, prompts and seed, as plain data.
         keep_at: latent frames before which its state is taken, to be kept.
@@ -103,6 +104,7 @@ class Generation:
     frames: int | None = None
     start: int = field(default=0, init=False)
     selection: Selection | None = field(default=None, init=False)
+    drafted: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, init=False)
     scene: Scene = field(default=Scene(), init=False)
     recent: torch.Tensor | None = field(default=None, init=False)
     embed: Callable[[Sequence[str]], torch.Tensor] | None = None
@@ -125,6 +127,11 @@ class Generation:
         """Plan the block to come and assemble what it attends to."""
         for forward in self.policy.before(self.start):
             self._again(forward)
+        if self.policy.query == "draft":
+            self._choose_by_draft()
+        return self._assemble()
+
+    def _assemble(self) -> ContextPlan:
         plan = self.policy.plan(self.start, self.selection.frames if self.selection else ())
         plan = self.scene.adapt(plan)
         self.cache.begin(plan)
@@ -137,7 +144,14 @@ class Generation:
         def renoise(step: int) -> torch.Tensor:
             return self._noise(plan, step + 1)
 
-        return self.sampler(self._flow, self._noise(plan, 0), renoise)
+        if self.drafted is None:
+            return self.sampler(self._flow, self._noise(plan, 0), renoise)
+        (noise, first), self.drafted = self.drafted, None
+
+        def flow(x: torch.Tensor, timestep: float) -> torch.Tensor:
+            return first if x is noise else self._flow(x, timestep)
+
+        return self.sampler(flow, noise, renoise)
 
     @torch.no_grad()
     def commit(self, latents: torch.Tensor, plan: ContextPlan) -> LatentBlock:
@@ -283,24 +297,40 @@ class Generation:
         return drawn.to(self.device, non_blocking=True)
 
     def choose(self) -> None:
-        """Choose what the next block retrieves, and start to fetch it beside the forward."""
-        if self.index is None:
+        """Choose what the next block retrieves and start to fetch it, unless it is chosen by a draft when it begins."""
+        if self.policy.query != "draft":
+            self._retrieve()
+
+    def _choose_by_draft(self) -> None:
+        """Choose what is like a draft of the block to come: its last frame after the first denoising step.
+
+        That step sees no memory. The others see what it found.
+        """
+        self.selection = self.drafted = None
+        if not self._candidates():
             return
-        self.selection = self._select()
+        noise = self._noise(self._assemble(), 0)
+        flow = self._flow(noise, self.sampler.timesteps[0])
+        self.drafted = noise, flow
+        self._retrieve(self.sampler.draft(flow, noise)[:, -1:])
+
+    def _retrieve(self, draft: torch.Tensor | None = None) -> None:
+        """Choose some of the candidates and start to fetch them."""
+        self.selection = None
+        if candidates := self._candidates():
+            rngs = self.noise.rngs(self.policy.number(self.start))
+            self.selection = self.index.select(candidates, self.policy.memory_size, rngs, draft)
         if self.selection:
             self.cache.prefetch(self.selection.frames)
 
-    def _select(self) -> Selection | None:
-        if self.frames is not None and self.start >= self.frames:
-            return None
+    def _candidates(self) -> list[int]:
+        """The frames that the block to come may retrieve."""
+        if self.index is None or (self.frames is not None and self.start >= self.frames):
+            return []
         reach = self.policy.candidates(self.start)
         if not self.policy.memory_across_scenes:
             reach = range(min(max(reach.start, self.scene.first), reach.stop), reach.stop)
-        candidates = self.cache.available(reach)
-        if not candidates:
-            return None
-        rngs = self.noise.rngs(self.policy.number(self.start))
-        return self.index.select(candidates, self.policy.memory_size, rngs)
+        return self.cache.available(reach)
 
 
 def _times(x: torch.Tensor, timestep: float) -> torch.Tensor:

@@ -114,8 +114,10 @@ class SharedIndex:
     def most_similar_pair(self, frames: Sequence[int]) -> tuple[int, int]:
         return self.group.first(self.index.most_similar_pair, frames)
 
-    def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
-        return self.group.first(self.index.select, candidates, k, rngs)
+    def select(
+        self, candidates: Sequence[int], k: int, rngs: Sequence[Random], draft: torch.Tensor | None = None
+    ) -> Selection:
+        return self.group.first(self.index.select, candidates, k, rngs, draft)
 
 
 def require_group(policy: ContextPolicy, params: WanParams, tokens: int, source: str) -> None:

@@ -75,12 +75,24 @@ class RetrievedMemory(MergingPolicy):
         "latentmem: temporal indices of retrieved frames: 0, or their places in the window, after the sink",
         choices=("zero", "window"),
     )
+    query: str = setting(
+        "last",
+        "latentmem: what retrieved frames are to be like: the last finished frame, or a draft of the block's last one, "
+        "as the first denoising step makes it without memory",
+        choices=("last", "draft"),
+    )
     memory_across_scenes: bool = setting(
         True, "latentmem: frames from before the prompt last changed may be retrieved; false keeps memory to its scene"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.query == "draft" and (self.merged_frames or self.bias != "none"):
+            other = f"merge={self.merge}" if self.merged_frames else f"bias={self.bias}"
+            raise UserError(
+                f"query draft gives a block's first denoising step another context than the others, and {other} needs "
+                "them all alike; set query=last"
+            )
         of_one_size = f"merge {self.merge}" if self.merged_frames else f"retrieve_after {self.retrieve_after}"
         if self.unused_to_local and (self.merged_frames or self.retrieve_after == "local"):
             raise UserError(

@@ -62,7 +62,7 @@ class Preflight:
         config, kwargs = self.config, self.config.model_kwargs
         retrieval = ""
         if config.descriptor() is not None:
-            retrieval = f", retrieved by {kwargs.compression_method} ({kwargs.selection})"
+            retrieval = f", retrieved by {kwargs.compression_method} ({kwargs.selection}), query {self.policy.query}"
         tokens = block_tokens(config, self.params, self.format)
         shared = describe_group(self.params, tokens, config.batch_size, self.dtype.itemsize)
         place = describe_device(self.device, self.dtype, self.params)

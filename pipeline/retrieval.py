@@ -20,7 +20,7 @@ class Selection:
     """What was retrieved for one block.
 
     Attributes:
-        block_start: the block's first frame; the query was the frame before it.
+        block_start: the block's first frame.
         frames: per sample of the batch, best first.
         similarities: of those frames to the query.
     """
@@ -42,8 +42,14 @@ class Index(Protocol):
     def most_similar_pair(self, frames: Sequence[int]) -> tuple[int, int]:
         """Two of the frames that are most similar, the earlier one first."""
 
-    def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
-        """Choose min(k, len(candidates)) of the candidates for each sample, whose random numbers come from `rngs`."""
+    def select(
+        self, candidates: Sequence[int], k: int, rngs: Sequence[Random], draft: torch.Tensor | None = None
+    ) -> Selection:
+        """Choose min(k, len(candidates)) of the candidates for each sample, whose random numbers come from `rngs`.
+
+        Args:
+            draft: [B, 1, C, H, W] latents that they are to be like; by default those of the last finished frame.
+        """
 
 
 class Retrieval:
@@ -123,13 +129,18 @@ class Retrieval:
         found = [rows[self.rows[frame]] for frame in candidates]
         return [list(row) for row in zip(*found, strict=True)]
 
-    def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
-        """See `Index`; the query is the last finished frame or the descriptor's own, similarity the cosine in float32.
+    def select(
+        self, candidates: Sequence[int], k: int, rngs: Sequence[Random], draft: torch.Tensor | None = None
+    ) -> Selection:
+        """See `Index`; similarity is the cosine in float32.
 
-        A descriptor may ask for nothing. As the samples of a batch retrieve equally many frames, they retrieve as many
-        as the one that finds most worth it.
+        A descriptor may ask otherwise than with the last finished frame, and then for nothing, too. As the samples of
+        a batch retrieve equally many frames, they retrieve as many as the one that finds most worth it.
         """
-        if isinstance(self.describe, Asking):
+        if draft is not None:
+            query = F.normalize(self.describe(draft), dim=-1).squeeze(1)
+            similarities = torch.einsum("n b d, b d -> b n", self.vectors(candidates), query).tolist()
+        elif isinstance(self.describe, Asking):
             query = self.describe.query(self.recent)
             cosines = torch.einsum("n b d, b d -> b n", self.vectors(candidates), query)
             worth_it = cosines > (query @ self.describe.nothing)[:, None]

@@ -105,6 +105,10 @@ class Sampler:
     def __init__(self, schedule: FlowSchedule, timesteps: Sequence[float], rule: Rule = few_step) -> None:
         self.schedule, self.timesteps, self.rule = schedule, list(timesteps), rule
 
+    def draft(self, flow: "Tensor", noise: "Tensor") -> "Tensor":
+        """The x0 that the first step's flow makes of `noise`; both [B, F, C, H, W]."""
+        return self.schedule.to_clean(flow, noise, self.timesteps[0])
+
     def __call__(self, flow: Flow, noise: "Tensor", renoise: Callable[[int], "Tensor"]) -> "Tensor":
         """A block's clean latents x0 [B, F, C, H, W] from `noise` of that shape; see `Rule`."""
         return self.rule(self.schedule, self.timesteps, flow, noise, renoise)

@@ -39,10 +39,12 @@ def make(settings: dict, samples: list[Sample], replayed: bool) -> torch.Tensor:
     return torch.cat(made, dim=1)
 
 
-@pytest.mark.parametrize("method", ["native", "latentmem", "sink"])
+@pytest.mark.parametrize("method", ["native", "latentmem", "draft", "sink"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_replayed_forwards_are_those_made_anew(root, settings, captured, method, batch):
-    kwargs = latentmem(root, "avg_pool") if method == "latentmem" else {"sink_size": int(method == "sink")}
+    kwargs = {"sink_size": int(method == "sink")}
+    if method in ("latentmem", "draft"):
+        kwargs = latentmem(root, query="draft" if method == "draft" else "last")
     settings = settings | {"model_kwargs": kwargs}
     samples = [Sample(PROMPTS[0], number) for number in range(batch)]
     anew = make(settings, samples, False)

@@ -99,9 +99,9 @@ def generate_together(settings: dict, folder: Path) -> None:
         torch.save(made | sent, folder / f"{group.exchange.number}.pt")
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_several_processes_make_the_video_of_one(settings, tmp_path, count):
-    settings = settings | {"bank": FULL_BANK}
+@pytest.mark.parametrize("count, query", [*((count, "last") for count in COUNTS), (2, "draft")])
+def test_several_processes_make_the_video_of_one(settings, tmp_path, count, query):
+    settings = settings | {"bank": FULL_BANK, "model_kwargs": settings["model_kwargs"] | {"query": query}}
     alone = generated(load(load_config(overrides=settings)))
     assert together(count, generate_together, settings, tmp_path) == [0] * count
     assert any(alone["retrieved"]) and any(alone["dropped"])

@@ -33,7 +33,8 @@ def family(tmp_path_factory):
 def pipeline_of(family, method: str, **settings) -> Pipeline:
     """The miniature with a method, in a small window where the method does not say otherwise."""
     root, common = family
-    shortened = {"num_output_frames": FRAMES, "denoising_step_list": [1000]}
+    steps = [1000, 500] if method == "latentmem_draft" else [1000]  # the first of two makes the draft
+    shortened = {"num_output_frames": FRAMES, "denoising_step_list": steps}
     kwargs = latentmem(root) if METHODS[method].config == "latentmem" else {"local_attn_size": 12}
     for change in METHODS[method].settings:
         key, value = change.removeprefix("model_kwargs.").split("=")

@@ -74,7 +74,7 @@ def test_the_conditions_differ_in_the_memory_that_the_model_sees(tmp_path):
         config=str(tmp_path / "memory.yaml"),
         model_root=weights["model_root"],
         generator_ckpt=weights["generator_ckpt"],
-        steps=[1000],
+        steps=[1000, 500],
         clips=2,
         first=15,
         frames=18,
@@ -119,7 +119,7 @@ def test_what_a_changed_world_is_sampled_after_differs_in_the_memory(tmp_path, m
 
     monkeypatch.setattr(changed, "encode", pooled)
     settings = changed.ChangedSettings(
-        config=str(tmp_path / "memory.yaml"), model_root=weights["model_root"], steps=[1000],
+        config=str(tmp_path / "memory.yaml"), model_root=weights["model_root"], steps=[1000, 500],
         generator_ckpt=weights["generator_ckpt"], clips=2, batch=2, first=99,
     )  # fmt: skip
     errors = changed.measure(settings)

@@ -23,7 +23,7 @@ from pipeline.preflight import preflight
 from pipeline.retrieval import Index, Retrieval, Selection
 from pipeline.selection import SELECTIONS
 from tinyworld.judging.latent_errors import CELL, uncovered
-from tinyworld.oracle_memory import OracleSettings, sample
+from tinyworld.oracle_memory import DRAFT, OracleSettings, asking, sample
 from tinyworld.places import TruePlaces, choose, in_the_bank
 from tinyworld.training.vae import to_video
 from tinyworld.world.change import HALF_WIDTH, ChangedClip, move_an_object
@@ -34,7 +34,7 @@ from utils.settings import load_settings, setting
 from utils.table import markdown
 from wan.vae import encode
 
-MEMORIES = ("none", "the view before the change", "the view since", "most similar")
+MEMORIES = ("none", "the view before the change", "the view since", "most similar", DRAFT)
 Errors = dict[str, dict[int, tuple[float, float]]]  # memory -> clip -> error to the present, to the past
 
 
@@ -59,14 +59,13 @@ class Views(TruePlaces):
 
     change: np.ndarray = field(kw_only=True)
 
-    def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
+    def select(
+        self, candidates: Sequence[int], k: int, rngs: Sequence[Random], draft: torch.Tensor | None = None
+    ) -> Selection:
         candidates = in_the_bank(candidates, self.end, self.at_hand)
-        frames = np.array(candidates)
-        place = self.camera[:, self.end : self.end + self.block].mean(1, keepdims=True)
-        since = frames >= self.change[:, None]
+        since = np.array(candidates) >= self.change[:, None]
         right = since if self.rule == "the view since" else ~since
-        distance = np.abs(self.camera[:, frames] - place)
-        return choose(self.end, candidates, np.where(right, distance, np.inf), "near", k)
+        return choose(self.end, candidates, np.where(right, self.distance(candidates), np.inf), "near", k)
 
 
 def main() -> None:
@@ -88,7 +87,8 @@ def measure(settings: ChangedSettings) -> Errors:
         camera = np.stack([clip.camera[::ONE_LATENT] for clip in changed])
         captions = [clip.caption for clip in changed]
         for memory in MEMORIES:
-            made = sample(pipe, captions, clips, present, remember(pipe, changed, camera, memory), settings.first)
+            chosen = remember(pipe, changed, camera, memory)
+            made = sample(asking(pipe, memory), captions, clips, present, chosen, settings.first)
             now = errors_where_it_moved(made, present, camera, changed)
             then = errors_where_it_moved(made, past, camera, changed)
             for clip, *pair in zip(clips, now, then, strict=True):
@@ -101,7 +101,7 @@ def measure(settings: ChangedSettings) -> Errors:
 def remember(pipe: Pipeline, clips: Sequence[ChangedClip], camera: np.ndarray, memory: str) -> tuple[Index, Bank]:
     """What chooses the frames of a memory, and what keeps them."""
     bank = Bank([RamTier("host", camera.shape[1])], build_codec("same", pipe.model.dtype))
-    if memory == "most similar":
+    if memory in ("most similar", DRAFT):
         return Retrieval(pipe.descriptor, SELECTIONS["similarity"]), bank
     if memory == "none":
         return TruePlaces(camera, "none", pipe.policy.block), bank

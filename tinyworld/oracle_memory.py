@@ -7,7 +7,7 @@ descriptor. What differs between the conditions is the memory alone; noise, posi
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -34,12 +34,14 @@ from utils.settings import Settings, load_settings, setting
 from utils.table import markdown
 from wan.vae import encode
 
+DRAFT = "like a draft"  # of the block: `query=draft`; in all other conditions the last finished frame asks
 # condition -> (which candidates are retrieved, whether the records are those of the next sample of the batch);
 # by the camera's truth, or by a rule of `SELECTIONS` and the config's own descriptor
 CONDITIONS = {
     "none": ("none", False),
     "most similar": ("similarity", False),
     "around the most similar": ("around", False),
+    DRAFT: ("similarity", False),
     "true place": ("near", False),
     "wrong place": ("far", False),
     "other scene": ("near", True),
@@ -61,7 +63,9 @@ class OracleSettings(Settings):
     config: str = setting("configs/tinyworld_latentmem.yaml", "config of a run with memory")
     model_root: str = setting("wan_models", "folder of the model's parts", place=True, reads=True)
     generator_ckpt: str = setting("checkpoints/tinyworld.safetensors", "the transformer's weights", place=True)
-    steps: list[int] | None = setting(None, "denoising steps instead of the config's", at_least=1, at_most=1000)
+    steps: list[int] | None = setting(
+        None, "2 or more denoising steps instead of the config's", at_least=1, at_most=1000
+    )
     clips: int = setting(64, "held-out clips", at_least=2)
     first: int = setting(42, "first latent frame that is sampled", at_least=1)
     frames: int = setting(51, "latent frames of a clip", at_least=1)
@@ -72,6 +76,8 @@ class OracleSettings(Settings):
         super().__post_init__()
         if self.clips % self.batch == 1:
             raise UserError(f"batch {self.batch} leaves a clip of {self.clips} alone; 'other scene' takes two")
+        if self.steps is not None and len(self.steps) < 2:
+            raise UserError(f"steps {self.steps} is one step, and a draft is made by the first of several; name two")
         policy = self.run_config().policy()
         if not policy.retrieves:
             raise UserError(
@@ -116,7 +122,8 @@ def measure_errors(settings: OracleSettings, say: Callable[[str], None]) -> Erro
         truth, camera = true_latents(pipe, clips, settings.frames)
         for condition in CONDITIONS:
             memory = remember(pipe, camera, settings.frames, condition)
-            made = sample(pipe, captions[clips.start : clips.stop], clips, truth, memory, settings.first)
+            said = captions[clips.start : clips.stop]
+            made = sample(asking(pipe, condition), said, clips, truth, memory, settings.first)
             for part, found in zip(PARTS, latent_errors(made, truth, camera), strict=True):
                 for clip, error in zip(clips, found, strict=True):
                     if np.isfinite(error):
@@ -133,6 +140,12 @@ def true_latents(pipe: Pipeline, clips: range, frames: int) -> tuple[torch.Tenso
         videos.append(clip.video)
         camera.append(clip.camera[::ONE_LATENT])
     return encode(pipe.vae, to_video(np.stack(videos))), np.stack(camera)
+
+
+def asking(pipe: Pipeline, condition: str) -> Pipeline:
+    """The pipeline, asking with what the condition asks with."""
+    query = "draft" if condition == DRAFT else "last"
+    return replace(pipe, policy=replace(pipe.policy, query=query))
 
 
 def remember(pipe: Pipeline, camera: np.ndarray, frames: int, condition: str) -> tuple[Index, Bank]:
@@ -179,7 +192,9 @@ def summary(errors: Errors) -> tuple[Means, Differences]:
     for name in CONDITIONS:
         if name != "true place":
             pairs.append((name, "true place"))
-    pairs.append(("most similar", "around the most similar"))
+    for rule in ("around the most similar", DRAFT):
+        pairs.append(("most similar", rule))
+    pairs.append(("none", DRAFT))
     differences: Differences = {}
     for a, b in pairs:
         differences[f"{b} - {a}"] = {part: compare(errors[a][part], errors[b][part]) for part in PARTS}

@@ -70,7 +70,7 @@ def choose(end: int, candidates: Sequence[int], distance: np.ndarray, rule: str,
 
 @dataclass
 class TruePlaces(ByPlace):
-    """Retrieval by the camera's truth: the candidates whose views are nearest to that of the block, or farthest.
+    """Retrieval by the camera's truth: the candidates whose views are nearest to the block's last one, or farthest.
 
     Attributes:
         camera: [B, F] pixels.
@@ -87,18 +87,24 @@ class TruePlaces(ByPlace):
     def add(self, latents: torch.Tensor) -> None:
         self.end += latents.shape[1]
 
-    def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
+    def select(
+        self, candidates: Sequence[int], k: int, rngs: Sequence[Random], draft: torch.Tensor | None = None
+    ) -> Selection:
         candidates = in_the_bank(candidates, self.end, self.at_hand)
-        place = self.camera[:, self.end : self.end + self.block].mean(1, keepdims=True)
-        return choose(self.end, candidates, np.abs(self.camera[:, list(candidates)] - place), self.rule, k)
+        return choose(self.end, candidates, self.distance(candidates), self.rule, k)
+
+    def distance(self, frames: Sequence[int]) -> np.ndarray:
+        """[B, frames] pixels from the block's last view, which uncovers most."""
+        last = self.end + self.block - 1
+        return np.abs(self.camera[:, list(frames)] - self.camera[:, last, None])
 
 
 @dataclass
 class OwnTrack(ByPlace):
     """Retrieval by the places that a video itself shows.
 
-    Finished frames are decoded; the shift from each to the next is the camera's step. The next block is expected where
-    the last two steps lead, so that the first block after a turn is looked for beyond it.
+    Finished frames are decoded; the shift from each to the next is the camera's step. The next block's last frame is
+    expected where the last two steps lead: the first block after a turn is looked for beyond it.
 
     Attributes:
         decoder: of this batch alone.
@@ -125,11 +131,13 @@ class OwnTrack(ByPlace):
                 self.positions.append(self.positions[-1] + np.array(steps))
             self.frames = frames
 
-    def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
+    def select(
+        self, candidates: Sequence[int], k: int, rngs: Sequence[Random], draft: torch.Tensor | None = None
+    ) -> Selection:
         end = len(self.positions)
         candidates = in_the_bank(candidates, end, self.at_hand)
         step = (self.positions[-1] - self.positions[-3]) / 2
-        place = self.positions[-1] + step * (self.block + 1) / 2
+        place = self.positions[-1] + step * self.block
         there = (
             np.stack([self.positions[frame] for frame in candidates], 1) if candidates else np.zeros((len(place), 0))
         )

@@ -147,7 +147,9 @@ class Told:
     def most_similar_pair(self, frames: Sequence[int]) -> tuple[int, int]:
         return frames[0], frames[1]
 
-    def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection:
+    def select(
+        self, candidates: Sequence[int], k: int, rngs: Sequence[Random], draft: torch.Tensor | None = None
+    ) -> Selection:
         self.choices += 1
         chosen = tuple(candidates[:k] if self.choices % 2 else candidates[-k:])
         return Selection(self.start, (chosen,) * len(rngs), ((0.0,) * len(chosen),) * len(rngs))

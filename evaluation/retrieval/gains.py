@@ -34,6 +34,8 @@ def main() -> None:
     config = load_config(args.config, args.overrides)
     if not config.policy().retrieves:
         raise UserError(f"config {args.config} retrieves nothing; use one with memory")
+    if config.policy().query == "draft":
+        raise UserError("query draft chooses what is in memory, and gains are of frames set by hand; set query=last")
     folder = require_writable(args.data)
     paths = [path for path in find_latents(folder) if args.again or not path.with_suffix(SUFFIX).exists()]
     prompts = read_prompts(folder)
@@ -64,7 +66,9 @@ class Nothing:
     def most_similar_pair(self, frames: Sequence[int]) -> tuple[int, int]:
         raise AssertionError("a bank without bounds does not ask")
 
-    def select(self, candidates: Sequence[int], k: int, rngs: Sequence[Random]) -> Selection | None:
+    def select(
+        self, candidates: Sequence[int], k: int, rngs: Sequence[Random], draft: Tensor | None = None
+    ) -> Selection | None:
         return None
 
 
