@@ -1,6 +1,6 @@
 """Make the README's picture of a place that returns: `python -m docs.place_returns [CAPTION]`.
 
-One held-out caption, made from one noise without memory, and with the encoder of foresight. Drawn is the place that
+One held-out caption, made from one noise without memory, and with memory that a draft asks. Drawn is the place that
 returned most changed without memory, and the place of that time with it: when it is first seen, a frame while it is out
 of view, and when it is there again.
 """
@@ -25,7 +25,7 @@ PICTURE = Path(__file__).parent / "place_returns.png"
 CONFIG = "configs/tinyworld_latentmem.yaml"
 ROWS = {
     "without memory": {"recent_exclude": 120},
-    "with memory": {"compression_method": "useful"},
+    "with memory": {"query": "draft"},
 }
 WINDOW = 18  # latent frames
 SCALE = 3
@@ -51,7 +51,7 @@ class Seen:
 
 
 def main() -> None:
-    number = int(sys.argv[1]) if len(sys.argv) > 1 else 39
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 37
     videos = [make(number, sizes) for sizes in ROWS.values()]
     returns = [find_returns(video.positions, WINDOW) for video in videos]
     most_changed = max(returns[0], key=videos[0].changed)

@@ -57,7 +57,7 @@ METHODS = {  # docs/methods.md says where each comes from
     "recency_forcing": _method("native", bias="recency"),
     "latentmem_commit": _method("latentmem", commit_rule="without_memory"),
     "latentmem_window": _method("latentmem", retrieved_positions="window"),
-    "latentmem_draft": _method("latentmem", query="draft"),
+    "latentmem_draft": _method("latentmem", query="draft", retrieve_after="local", recent_exclude=0),
     "compressed_past": _method("native", policy="compressed_past"),
 }
 

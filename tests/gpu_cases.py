@@ -12,6 +12,7 @@ LATENTMEM = {
     | {"selection": "random"}
 }
 NO_GAP = {"model_kwargs": LATENTMEM["model_kwargs"] | {"retrieve_after": "local", "memory_across_scenes": True}}
+DRAFT = {"model_kwargs": NO_GAP["model_kwargs"] | {"query": "draft"}, "denoising_step_list": [1000, 500]}
 POOLED = {"model_kwargs": WINDOW | {"policy": "compressed_past", "past_size": 2}}
 SINK = {"model_kwargs": WINDOW | {"policy": "rolling_sink"}}
 TIERS = {"device_gb": 2.5 * GB, "host_gb": 3.5 * GB, "disk_gb": 100 * GB}
@@ -33,6 +34,8 @@ CASES: dict[str, tuple[dict, dict]] = {
     "decoding": (NATIVE, {"vae": "tiny", "blocks": 2}),
     "decoding, low": (NATIVE | LOW, {"vae": "tiny", "blocks": 2}),
     "told": (NO_GAP, {"told": True}),
+    "draft": (DRAFT, {}),
+    "draft, tiers": (DRAFT | {"bank": TIERS | {"storage": "int8", "device_gb": GB, "host_gb": 2 * GB}}, {}),
     "fork": (LATENTMEM, {"fork": 5}),
     "state": (LATENTMEM, {"kept": 5}),
     "switch": (NO_GAP, {"told": True, "switched": 5}),

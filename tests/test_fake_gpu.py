@@ -39,6 +39,12 @@ def test_a_retrieving_block_waits_once_behind_its_commit(latentmem):
     assert sum(latentmem.tally.waits.values()) == 2 - 1  # nothing is chosen after the last of two blocks
 
 
+def test_a_block_that_asks_with_a_draft_waits_once_for_what_is_like_it():
+    drafted = seen_case("draft")
+    assert sum(drafted.tally.waits.values()) == 2
+    assert drafted.tally.copied("D2H", "main") < 1e5
+
+
 def test_frames_leave_and_come_beside_the_forwards(latentmem):
     frames = 2 * 3
     assert latentmem.tally.copied("D2H", "store") == frames * FRAME

@@ -46,6 +46,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> config and overrid
     "native": ("configs/tinyworld_native.yaml", {}),
     "latentmem": (LATENTMEM, {}),
     "latentmem_within": (LATENTMEM, WITHIN),
+    "latentmem_draft": (LATENTMEM, {"model_kwargs": {"query": "draft"}}),
 }
 CHANGES = ("ground", "time", "animal", "objects", "scene")
 
