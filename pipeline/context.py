@@ -83,9 +83,7 @@ class ContextPolicy(Settings):
 
     retrieves: ClassVar[bool] = False  # a run with it has a retrieval index and keeps the frames that leave
     memory_size: ClassVar[int] = 0  # retrieved frames of a plan, at most
-    query: ClassVar[str] = (
-        "last"  # what retrieved frames are to be like: the last finished frame, or a draft of the block's
-    )
+    query: ClassVar[str] = "last"  # what retrieved frames are to be like: the last finished one, or a draft
     memory_across_scenes: ClassVar[bool] = True  # frames from before the prompt last changed may be retrieved
     looks_at_noise: ClassVar[bool] = False  # what a block sees depends on its first denoising forward
     merged_frames: ClassVar[int] = 0  # merged frames of a plan, at most

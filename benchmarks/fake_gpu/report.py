@@ -6,10 +6,12 @@ from utils.table import markdown
 from wan.params import WanParams
 
 LOW = {"memory": "low"}
+DRAFT = LATENTMEM | {"selection": "similarity", "query": "draft", "retrieve_after": "local", "recent_exclude": 0}
 # Row -> settings, layers of the two models that are counted, and blocks until the steady state is over.
 ROWS = {
     "native": ({}, (1, 2), 7),
     "latentmem": ({"model_kwargs": LATENTMEM}, (1, 2), 10),
+    "latentmem_draft": ({"model_kwargs": DRAFT}, (1, 2), 10),
     "native, memory=low": (LOW, (4, 6), 7),
 }
 HEADER = (
