@@ -338,7 +338,7 @@ def test_the_page_in_a_real_browser(server, folder, tmp_path):
         row = "document.querySelector('#takes [aria-current=true]')?.innerText"
         # A prompt is typed, and frames arrive: their number rises, and the pixels change.
         browser.type("#prompt", f"<img src=x onerror=alert(1)> {PROMPT}")
-        browser.type("#seconds", "15")
+        browser.type("#seconds", "45")  # so that it is not done before it is paused, on a busy machine neither
         browser.click("#make")
         browser.until(f"{there} >= 0 && {row}.includes('<img')")
         pixels = f"{shown}.toDataURL()"

@@ -303,7 +303,7 @@ def test_the_report_judges_trained_weights_and_draws_the_sheet(trained, tmp_path
     folder = tmp_path / "report"
     told = [
         f"model_root={export / 'wan_models'}", f"generator_ckpt={export / 'checkpoints/tinyworld.safetensors'}",
-        f"folder={folder}", "steps=[1000]", "clips=2", "short_frames=3", "long_clips=1", "long_frames=3",
+        f"folder={folder}", "steps=[1000,500]", "clips=2", "short_frames=3", "long_clips=1", "long_frames=3",
         "recall_clips=2", "recall_first=3", "recall_frames=6",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["report", *told])
