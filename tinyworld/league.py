@@ -7,7 +7,7 @@ import yaml
 from pipeline.backbones import METHODS, config_path
 
 BASELINES = ("native", "latentmem")
-SHORT = ("native", "latentmem", "commit_forcing", "memrope", "tethercache", "deep_forcing", "latentmem_commit")
+SHORT = ("native", "latentmem", "commit_forcing", "memrope", "tethercache", "deep_forcing", "latentmem_draft")
 WINDOW = 18  # latent frames that tinyworld's backbone was trained with
 IN_ONE_WINDOW = {"tethercache": {"merged_size": 11}}  # sizes that do not fit that window as published
 LEAGUES = {  # name -> which methods, and whether all get one window
