@@ -125,7 +125,6 @@ class Retrieval:
             query = self.table[self.rows[self.last]]
             return torch.einsum("n b d, b d -> b n", self.vectors(candidates), query).tolist()
         rows = self.similar.get().tolist()
-        self._take_in()
         found = [rows[self.rows[frame]] for frame in candidates]
         return [list(row) for row in zip(*found, strict=True)]
 
@@ -148,6 +147,7 @@ class Retrieval:
             similarities = cosines.tolist()
         else:
             similarities = self.similarities(candidates)
+        self._take_in()  # the host has just waited for what came after it
         frames, found = [], []
         for row, rng in zip(similarities, rngs, strict=True):
             chosen = self.rule(row, candidates, k, rng)

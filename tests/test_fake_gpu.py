@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from benchmarks.fake_gpu import FakeGPU
-from benchmarks.fake_gpu.engine import make_model
+from benchmarks.fake_gpu.engine import Case, make_model, make_pipeline, start
 from pipeline.weight_stream import PIECE
-from tests.gpu_cases import CASES, FRAME, LATENTMEM, NATIVE, seen, seen_case
+from tests.gpu_cases import CASES, FRAME, LATENTMEM, NATIVE, SHORT, seen, seen_case
 from tests.mutations import FOUND_BY, fault_of, places
 from utils.streams import SideStream
 
@@ -43,6 +43,17 @@ def test_a_block_that_asks_with_a_draft_waits_once_for_what_is_like_it():
     drafted = seen_case("draft")
     assert sum(drafted.tally.waits.values()) == 2
     assert drafted.tally.copied("D2H", "main") < 1e5
+
+
+@pytest.mark.parametrize("case", ["host", "draft"])
+def test_what_comes_to_the_host_does_not_pile_up_in_pinned_memory(case):
+    settings, _ = CASES[case]
+    gpu = FakeGPU()
+    with gpu.installed():
+        generation = start(make_pipeline(Case(SHORT | settings), gpu))
+        for _ in range(7):
+            generation.step()
+    assert len(generation.index.coming) <= 1
 
 
 def test_frames_leave_and_come_beside_the_forwards(latentmem):
